@@ -5,11 +5,13 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 
-# `node/worker/v8/find` says on stderr which V8 is used and prints its path, or nothing for the crate's own download.
+# `node/worker/v8/find` prints the path of the V8 archive, or nothing for the crate's own download;
+# on stderr it names its choice.
 V8 = archive=$$(node/worker/v8/find); if [ -n "$$archive" ]; then export RUSTY_V8_ARCHIVE="$$archive"; fi
 # Where `scripts/setup` puts tools in the versions that CI uses.
 export PATH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/casemate/tools/bin:$(PATH)
-# The compiler that rust-toolchain.toml names. A machine that has it as `stable` alone, and cannot fetch toolchains, uses that.
+# The compiler that rust-toolchain.toml names. A machine that has this version as `stable` alone,
+# and cannot fetch toolchains, uses that.
 PINNED := $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
 ifeq ($(shell rustup which --toolchain $(PINNED) rustc 2>/dev/null),)
 ifneq ($(findstring rustc $(PINNED),$(shell rustc +stable --version 2>/dev/null)),)
@@ -51,11 +53,12 @@ build: ## Install what is missing and build every program
 
 # For how long `make test` runs each fuzz target.
 FUZZ_SECS ?= 10
-# Crates that only decide: their tests take seconds. `-p` would build what they need with other features than `make build` does.
+# Crates without IO: their tests take seconds. `-p` would build their dependencies with other
+# features than `make build` does.
 PURE = package(/^casemate-(path|trust|vault-core|wire|api|push)$$/)
 
 .PHONY: check
-check: ## What has to hold for every commit: format, spelling, lints of what has changed, architecture rules, what only decides
+check: ## What has to hold for every commit: format, spelling, lints of what has changed, architecture rules, tests of the code without IO
 	@. scripts/stages
 	stage setup scripts/setup check
 	$(V8)
@@ -64,7 +67,7 @@ check: ## What has to hold for every commit: format, spelling, lints of what has
 	changed=$$(scripts/changed)
 	[ -z "$$changed" ] || stage "lints of what has changed" cargo clippy $$changed --all-targets --locked -- -D warnings
 	stage "architecture rules" cargo nextest run --workspace --locked --test tidy
-	stage "what only decides" cargo nextest run --workspace --locked --lib -E '$(PURE)'
+	stage "tests of the code without IO" cargo nextest run --workspace --locked --lib -E '$(PURE)'
 	stages_done
 
 .PHONY: test
@@ -107,8 +110,10 @@ test-shares: build ## Fill memory and spin in ninety functions of two tenants, a
 	cargo nextest run --workspace --locked --test shares --run-ignored only --no-capture
 
 .PHONY: fuzz
-fuzz: ## Fuzz each parser of untrusted bytes and each state machine that a stranger drives, for SECONDS_EACH (60)
-	@scripts/fuzz $${SECONDS_EACH:-60}
+TIME ?= 60
+TARGET ?=
+fuzz: ## Fuzz the parsers of untrusted bytes and the state machines that strangers drive: TIME=60 (seconds each), TARGET= (all)
+	@scripts/fuzz $(TIME) $(TARGET)
 
 .PHONY: bench
 bench: bench-all ## Compare with workerd, deno and a plain server, in turn: target/bench/report.md (an hour); bench-NAME for one case
@@ -152,7 +157,7 @@ install-files: ## Install what is built already, from INSTALL_FROM=target/releas
 	for guide in operate/install.md operate/upgrade.md operate/README.md tenants/README.md; do
 	    put 644 docs/$$guide '$(PREFIX)'/share/doc/casemate/$$guide
 	done
-	# What somebody has written there stays.
+	# A file that an operator has changed is not replaced.
 	for config in control.toml node.toml vault.toml; do
 	    [ -e "$$root$(SYSCONFDIR)/casemate/$$config" ] || put 640 install/etc/$$config '$(SYSCONFDIR)'/casemate/$$config
 	done

@@ -1,4 +1,4 @@
-// 10 MB in pieces of 64 KiB, made as they are asked for.
+// 10 MB in pieces of 64 KiB, made on demand.
 const PIECE = new Uint8Array(64 * 1024).fill(97);
 const PIECES = 160;
 export default {

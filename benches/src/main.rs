@@ -1,5 +1,5 @@
-//! `casemate-bench`: Casemate side by side with what a user would take instead, in turn within one run. Writes a table as Markdown and
-//! as JSON, and pictures. Run the release build.
+//! `casemate-bench` compares Casemate with what a user would take instead, alternating within one
+//! run. It writes a table as Markdown and as JSON, and charts. Run the release build.
 #![forbid(unsafe_code)]
 
 mod cases;
@@ -46,10 +46,10 @@ struct Args {
     hold: Option<String>,
 }
 
-/// What every case needs.
+/// Inputs of every case.
 struct Run {
     out: PathBuf,
-    /// For what it makes on the way.
+    /// A folder for intermediate files.
     folder: PathBuf,
     rounds: u32,
     secs: u32,
@@ -57,7 +57,7 @@ struct Run {
 
 impl Run {
     fn say(&self, text: &str) {
-        // Nobody listens: nothing to be done.
+        // A closed pipe needs no report.
         let _said = writeln!(std::io::stderr(), "bench: {text}");
     }
 }
@@ -109,7 +109,8 @@ async fn main() -> Result<()> {
     let mut measured = Vec::new();
     for name in names {
         run.say(name);
-        // A fleet of its own each: no case stands in what the one before has left.
+        // Each case has a fleet of its own, so that it does not depend on what an earlier case left
+        // behind.
         let case = match name {
             "memory" => cases::memory::run(&run).await?,
             "cold" => cases::start::cold(&run).await?,
@@ -130,9 +131,6 @@ async fn main() -> Result<()> {
         measured.push(case);
         report::write(&run.out, &machine, run.rounds, run.secs, &measured)?;
     }
-    run.say(&format!(
-        "{} is written",
-        run.out.join("report.md").display()
-    ));
+    run.say(&format!("wrote {}", run.out.join("report.md").display()));
     Ok(())
 }

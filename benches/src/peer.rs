@@ -1,5 +1,5 @@
-//! Those that are compared: we, what a user would take instead, and a plain server as the floor
-//! that no runtime can beat.
+//! The runtimes that are compared: Casemate, what a user would take instead, and a plain server as
+//! the floor that no runtime can beat.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -12,17 +12,17 @@ use casemate_tests::programs::{Running, program, wait_until};
 
 use crate::load::Target;
 
-/// Where `npm ci` has put the others.
+/// Where `npm ci` has installed the peers.
 const PEERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/node_modules");
 const WORKERD: &str = "@cloudflare/workerd-linux-64/bin/workerd";
 const DENO: &str = "@deno/linux-x64-glibc/deno";
 const ESBUILD: &str = "@esbuild/linux-x64/bin/esbuild";
-/// The workerd release's own date: it has all that was on by default then.
+/// The date of the workerd release, which enables all that was on by default then.
 const COMPATIBILITY_DATE: &str = "2026-11-01";
-/// Until a peer answers.
+/// Time within which a peer must answer.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Who is measured.
+/// A measured runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Who {
     Casemate,
@@ -42,14 +42,14 @@ impl Who {
     }
 }
 
-/// The handlers' folder.
+/// The folder of the handlers.
 pub(crate) fn function(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("functions")
         .join(format!("{name}.js"))
 }
 
-/// The handler as one file without imports, the same for all.
+/// The handler as one file without imports, the same for all runtimes.
 pub(crate) fn bundled(name: &str, folder: &Path) -> Result<PathBuf> {
     let out = folder.join(format!("{name}.bundled.js"));
     let mut command = Command::new(peer(ESBUILD)?);
@@ -77,7 +77,7 @@ fn peer(path: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// What each says of its version.
+/// The version that each runtime prints.
 pub(crate) fn versions() -> Result<Vec<(&'static str, String)>> {
     let of = |path: &str| -> Result<String> {
         let output = Command::new(peer(path)?).arg("--version").output()?;
@@ -87,7 +87,7 @@ pub(crate) fn versions() -> Result<Vec<(&'static str, String)>> {
     Ok(vec![("workerd", of(WORKERD)?), ("deno", of(DENO)?)])
 }
 
-/// A peer that runs.
+/// A running peer.
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) running: Running,
@@ -120,13 +120,13 @@ fn started(name: &str, command: Command, address: SocketAddr, folder: &Path) -> 
     Ok(Peer { running, address })
 }
 
-/// workerd with these functions, each reached by its name as the first label of the host, or the
-/// only one by every host.
+/// workerd with these functions. Each is reached by its name as the first label of the host; a
+/// single function is reached by every host.
 pub(crate) fn workerd(functions: &[(String, PathBuf)], folder: &Path) -> Result<Peer> {
     workerd_with(functions, None, folder)
 }
 
-/// The same; whoever this authority has signed may be called.
+/// Like [`workerd`], with calls allowed to servers that this authority has signed.
 fn workerd_with(functions: &[(String, PathBuf)], ca: Option<&str>, folder: &Path) -> Result<Peer> {
     let address = free_port()?;
     let folder = folder.join(format!("workerd-{}", address.port()));
@@ -171,7 +171,7 @@ fn workerd_with(functions: &[(String, PathBuf)], ca: Option<&str>, folder: &Path
     started("workerd", command, address, &folder)
 }
 
-/// Leads to the function that the host's first label names.
+/// Routes a request to the function that the host's first label names.
 const ROUTER: &str = "export default { fetch(request, env) {
   const { hostname } = new URL(request.url);
   return env[hostname.slice(0, hostname.indexOf(\".\"))].fetch(request);
@@ -210,7 +210,7 @@ pub(crate) fn floor(folder: &Path) -> Result<Peer> {
     started("floor", command, address, folder)
 }
 
-/// What functions call, over TLS, in a process of its own.
+/// The TLS server that functions call, in a process of its own.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     _running: Running,
@@ -227,7 +227,7 @@ impl Upstream {
         })?;
         let text = |name: &str| {
             let text = said[name].as_str().map(ToOwned::to_owned);
-            text.with_context(|| format!("the upstream says no {name}"))
+            text.with_context(|| format!("the upstream printed no {name}"))
         };
         Ok(Self {
             address: text("address")?.parse()?,
@@ -236,7 +236,7 @@ impl Upstream {
         })
     }
 
-    /// The slot of its key, for `casemate.toml`; `upstream-ca.pem` lies beside that.
+    /// The credential slot for `casemate.toml`; `upstream-ca.pem` lies in the same folder.
     pub(crate) fn credential(&self) -> String {
         format!(
             "[[credential]]\nbinding = \"payments\"\nsecret = \"PAYMENTS_KEY\"\nhost = \"{UPSTREAM_HOST}:{}\"\n\
@@ -245,7 +245,7 @@ impl Upstream {
         )
     }
 
-    /// The upstream itself, as a program without walls calls it.
+    /// The upstream itself, as a program without a sandbox calls it.
     pub(crate) fn target(&self) -> Target {
         Target {
             origin: format!("https://{}", self.address),
@@ -254,7 +254,7 @@ impl Upstream {
         }
     }
 
-    /// The call with the key in the text.
+    /// Code that makes the call with the key written into its text.
     pub(crate) fn plain_call(&self) -> String {
         format!(
             "fetch(\"https://localhost:{}/v1/charges\", {{ headers: {{ authorization: \"Bearer {UPSTREAM_KEY}\" }} }})",

@@ -1,4 +1,4 @@
-//! URLs from a function: what the policy judged is what would be sent.
+//! URLs from a function: the URL that is sent is the URL that the policy judged.
 #![no_main]
 
 use casemate_vault_core::target::Target;

@@ -1,4 +1,4 @@
-//! Names, hosts, paths: what is accepted has one spelling.
+//! Names, hosts and paths: every accepted value has one spelling.
 #![no_main]
 
 use casemate_trust::host::{HostName, HostPattern};

@@ -1,12 +1,12 @@
-//! A hostile upstream's gzip: each step is bounded, and however the body is cut, the same comes
-//! out.
+//! A hostile upstream's gzip: each step is bounded, and the output does not depend on how the body
+//! is cut.
 #![no_main]
 
 use bytes::Bytes;
 use casemate_vault_core::gunzip::{Gunzip, GzipError, STEP_OUTPUT_BYTES};
 use libfuzzer_sys::fuzz_target;
 
-/// Decoded bytes after which a run is long enough.
+/// Decoded bytes after which a run ends.
 const ENOUGH_BYTES: usize = 1 << 20;
 
 fn decoded(body: &[u8], piece: usize) -> (Vec<u8>, Result<(), GzipError>) {
@@ -40,7 +40,8 @@ fuzz_target!(|input: (&[u8], u8)| {
         let (cut, cut_ended) = decoded(body, usize::from(piece).max(1));
         if whole.len().max(cut.len()) < ENOUGH_BYTES {
             assert_eq!(ended, cut_ended);
-            // What a damaged body gives before the damage is seen depends on how it was cut.
+            // The output of a damaged body before the damage is found depends on how the body was
+            // cut.
             assert!(ended.is_err() || whole == cut);
         }
     }

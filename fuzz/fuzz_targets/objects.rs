@@ -1,4 +1,4 @@
-//! Releases, secrets and grants from anybody.
+//! Releases, secrets and grants from an untrusted sender.
 #![no_main]
 
 use casemate_trust::join::Grant;

@@ -1,5 +1,5 @@
-//! A control plane that says anything to a node: before the node is admitted, and while it serves;
-//! and a node whose offer of versions is anything.
+//! A control plane that sends a node arbitrary messages, before the node is admitted and while the
+//! node serves; and a node that offers arbitrary versions.
 #![no_main]
 
 use casemate_push::bundle::Receiver;

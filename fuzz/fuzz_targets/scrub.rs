@@ -1,5 +1,5 @@
-//! A hostile upstream's body on its way to a function: however it is cut, the secret is never in
-//! it.
+//! A hostile upstream's body on its way to a function: however the body is cut, the secret never
+//! gets through.
 #![no_main]
 
 use casemate_trust::release::Slot;
@@ -38,7 +38,7 @@ fuzz_target!(|input: (&[u8], &[u8], u8)| {
     {
         assert_eq!((seen.as_slice(), matches), (body, 0));
     }
-    // What stands for a secret may itself look like one.
+    // The replacement text may itself look like a secret.
     let canonical: Vec<u8> = secret
         .iter()
         .filter(|byte| byte.is_ascii_graphic())

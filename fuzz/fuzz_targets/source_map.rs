@@ -1,5 +1,5 @@
-//! Source maps of a hostile bundle, as the worker cuts them down and its engine's library then
-//! reads them.
+//! Source maps of a hostile bundle, as the worker reduces them and the engine's library then reads
+//! them.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Statements from a taken-over control plane: nothing that nobody signed is accepted.
+//! Statements from a taken-over control plane: an unsigned statement is never accepted.
 #![no_main]
 
 use casemate_trust::dsse::Envelope;
@@ -19,7 +19,7 @@ fuzz_target!(|bytes: &[u8]| {
     let _request = (JoinRequest::read(&envelope), Lease::read(&envelope));
     let judge = Judge::new(FleetId([7; 32]), None);
     assert!(judge.decide(&envelope, 1, &no_objects).is_err(), "the first root's digest is a constant");
-    // Nor does a stored row of another fleet.
+    // A stored row of another fleet is not accepted either.
     let memory = judge.memory().clone();
     let (replayed, _) = Judge::replay(memory, None, [((), envelope)], &no_objects);
     assert_eq!(replayed.memory(), judge.memory());

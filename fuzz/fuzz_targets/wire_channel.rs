@@ -1,4 +1,5 @@
-//! The other end of a channel is hostile: nothing panics, and what it makes us hold stays bounded.
+//! The other end of a channel is hostile: nothing panics, and the memory that it can occupy stays
+//! bounded.
 #![no_main]
 
 use casemate_wire::channel::{CHANNEL_WINDOW_BYTES, MAX_STREAMS};

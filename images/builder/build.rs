@@ -1,5 +1,5 @@
-//! Writes down which crates are linked into a node's programs, with their licences: casemate itself
-//! knows them then, wherever it runs.
+//! Lists the crates that are linked into a node's programs, with their licences, so that `casemate`
+//! can print them wherever it runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -18,7 +18,7 @@ const PROGRAMS: &[&str] = &[
     "casemate-gateway",
     "casemate-worker",
 ];
-/// How files with a licence are called, in capitals.
+/// Names of licence files, in capitals.
 const LICENCE_FILES: &[&str] = &[
     "LICENSE",
     "LICENCE",
@@ -27,7 +27,7 @@ const LICENCE_FILES: &[&str] = &[
     "NOTICE",
     "UNLICENSE",
 ];
-/// Longer ones are no licences.
+/// Longer files are not licences.
 const MAX_LICENCE_BYTES: u64 = 128 * 1024;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let folder = package
             .manifest_path
             .parent()
-            .ok_or("a manifest lies in a folder")?;
+            .ok_or("a manifest has a parent folder")?;
         let licences = if package.source.is_some() {
             licences(folder.as_std_path())?
         } else {
@@ -81,7 +81,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(fs::write(out, all.to_string())?)
 }
 
-/// What the programs are linked of, by name.
+/// The packages that are linked into these programs, by name.
 fn linked(metadata: &Metadata) -> Vec<&Package> {
     let is_program = |package: &&Package| PROGRAMS.contains(&package.name.as_str());
     let mut open: Vec<&PackageId> = metadata
@@ -130,7 +130,7 @@ fn licences(folder: &Path) -> Result<Vec<(String, String)>, Box<dyn Error>> {
     Ok(found)
 }
 
-/// SHA-256 of each crate's file, as the lock file has it.
+/// SHA-256 of each crate's file, as recorded in the lock file.
 fn checksums(lock: &str) -> Result<BTreeMap<(String, String), String>, Box<dyn Error>> {
     let lock: toml::Table = toml::from_str(lock)?;
     let packages = lock.get("package").and_then(toml::Value::as_array);

@@ -1,7 +1,8 @@
 //! Compiles `policies/*.json` to seccomp-BPF for the target, and lists their calls for the crate.
 //!
 //! A policy file is reviewed data: `{"allow": [{"call", "why", "args"?, "arch"?}], "no_such_call": [{"call", "why"}]}`.
-//! `args` is a list of `{"index", "any": [symbol]}` that must all hold. Whatever is in neither list kills the process.
+//! `args` is a list of `{"index", "any": [symbol]}` that must all hold. A call that is in neither
+//! list kills the process.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,7 +13,8 @@ use serde::Deserialize;
 
 const PROFILES: [&str; 4] = ["supervisor", "gateway", "vault", "worker"];
 
-/// What policies may name in `any`. The same numbers on every architecture that we build for.
+/// Symbols that policies may use in `any`; they have the same numbers on every architecture that we
+/// build for.
 const SYMBOLS: &[(&str, i64)] = &[
     ("AF_INET", libc::AF_INET as i64),
     ("AF_INET6", libc::AF_INET6 as i64),
@@ -78,7 +80,8 @@ struct Argument {
     any: Vec<String>,
 }
 
-/// Answered with ENOSYS, so that the C library takes its older way, which can be judged by its arguments.
+/// A call that fails with ENOSYS, so that the C library falls back to an older call whose arguments
+/// can be judged.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Refused {
@@ -87,7 +90,7 @@ struct Refused {
 }
 
 impl Policy {
-    /// Without the calls of other architectures.
+    /// The policy without the calls of other architectures.
     fn on(&self, arch: &str) -> Self {
         let mut policy = self.clone();
         let here = |allowed: &Allowed| allowed.arch.as_ref().is_none_or(|only| only == arch);
@@ -107,7 +110,8 @@ fn main() {
         let policy: Policy =
             serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"));
         review(&path, &policy);
-        // For every architecture, so that a call which one of them lacks is noticed on the others.
+        // Compiled for every architecture, so that a call which one of them lacks is noticed on the
+        // others.
         for other in ["x86_64", "aarch64"] {
             compile(&path, &policy.on(other), other);
         }
@@ -121,7 +125,7 @@ fn main() {
     }
 }
 
-/// What the compiler would not notice: a call twice, or one without a reason.
+/// Checks what the compiler would not notice: a call that occurs twice, or one without a reason.
 fn review(path: &str, policy: &Policy) {
     let allowed = policy.allow.iter().map(|entry| (&entry.call, &entry.why));
     let refused = policy
@@ -130,7 +134,7 @@ fn review(path: &str, policy: &Policy) {
         .map(|entry| (&entry.call, &entry.why));
     let mut seen = BTreeSet::new();
     for (call, why) in allowed.chain(refused) {
-        assert!(seen.insert(call), "{path}: {call} stands there twice");
+        assert!(seen.insert(call), "{path}: {call} occurs twice");
         assert!(!why.trim().is_empty(), "{path}: {call} has no reason");
     }
 }
@@ -170,14 +174,14 @@ fn compile_json(path: &str, source: &serde_json::Value, arch: &str) -> BpfProgra
         .expect("the one filter of the source")
 }
 
-/// Every way to satisfy all arguments, as seccompiler's `args`.
+/// Every combination that satisfies all arguments, as seccompiler's `args`.
 fn combinations(path: &str, args: &[Argument]) -> Vec<Vec<serde_json::Value>> {
     let mut all = vec![Vec::new()];
     for arg in args {
         let grown = all.iter().flat_map(|start| {
             arg.any.iter().map(|symbol| {
                 let known = SYMBOLS.iter().find(|(name, _)| name == symbol);
-                let (_, value) = known.unwrap_or_else(|| panic!("{path}: {symbol} is no symbol of build.rs"));
+                let (_, value) = known.unwrap_or_else(|| panic!("{path}: {symbol} is not a symbol of build.rs"));
                 let mut grown = start.clone();
                 grown.push(serde_json::json!({ "index": arg.index, "type": "dword", "op": "eq", "val": value }));
                 grown
@@ -188,7 +192,8 @@ fn combinations(path: &str, args: &[Argument]) -> Vec<Vec<serde_json::Value>> {
     all
 }
 
-/// A call's number: what a filter of that call alone compares with. seccompiler keeps its table to itself.
+/// A call's number: the value with which a filter of that call alone compares, because seccompiler
+/// does not expose its table.
 fn number(path: &str, call: &str, arch: &str) -> u32 {
     let alone = |rules| compile_json(path, &thread_filter(rules), arch);
     let with = alone(vec![serde_json::json!({ "syscall": call })]);
@@ -211,8 +216,8 @@ const JUMP_EQ: u16 = 0x15;
 /// BPF_RET | BPF_K.
 const RETURN: u16 = 0x06;
 
-/// A prologue: these numbers fail with ENOSYS. It runs before the check of the architecture, which loses nothing:
-/// failing a call is never wider than what follows.
+/// A prologue that makes these numbers fail with ENOSYS. It runs before the check of the
+/// architecture, which is safe, because a failed call is never wider than the rules that follow.
 fn refuse(numbers: Vec<u32>) -> BpfProgram {
     if numbers.is_empty() {
         return Vec::new();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use deno_core::snapshot::{CreateSnapshotOptions, create_snapshot};
 
-/// The parts of the engine that are part of the snapshot.
+/// The modules of the engine that are part of the snapshot.
 #[path = "src/engine"]
 mod engine {
     #[allow(dead_code, unreachable_pub, missing_docs)]

@@ -8,8 +8,8 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -101,7 +102,7 @@ impl Tally {
 
     /// In one line, and a line for each of the first losses.
     pub fn describe(&self) -> String {
-        let losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
+        let losses = self.losses.lock();
         let again = |why: Again| self.again[why as usize].load(Ordering::Relaxed);
         format!(
             "{} answered, {} lost; sent again on another connection: {} that had not been sent, {} that GOAWAY says were not \
@@ -123,7 +124,7 @@ impl Tally {
             Ok(()) => drop(self.answered.fetch_add(1, Ordering::Relaxed)),
             Err(error) => {
                 self.lost.fetch_add(1, Ordering::Relaxed);
-                let mut losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut losses = self.losses.lock();
                 if losses.len() < MAX_LOSSES {
                     losses.push(format!("{kind} after {took_ms} ms: {error:#}"));
                 }

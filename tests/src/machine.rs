@@ -336,30 +336,52 @@ impl Machine {
     }
 
     /// Boots it with the disk that it has.
-    #[expect(clippy::too_many_lines, reason = "one story, step by step")]
     pub fn boot(&mut self, hardware: &Hardware) -> Result<()> {
         self.cut_power()?;
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
+        command.args(["-serial", "stdio"]);
+        self.add_processors(&mut command, hardware);
+        self.add_boot(&mut command)?;
+        self.add_devices(&mut command, hardware);
+        self.add_seed(&mut command, &hardware.seed)?;
+        if let Some(tpm) = &hardware.tpm {
+            let (running, arguments) = start_tpm(tpm)?;
+            self.tpm = Some(running);
+            command.args(arguments);
+        }
+        command.args(&hardware.more);
+        self.starts += 1;
+        File::create(self.console())?;
+        let running = Running::start("qemu-system-x86_64", command, &self.console());
+        self.running =
+            Some(running.context("is qemu-system-x86 installed? `scripts/setup test` does it")?);
+        Ok(())
+    }
+
+    fn has_firmware(&self) -> bool {
+        self.from != From::Emulator
+    }
+
+    fn add_processors(&self, command: &mut Command, hardware: &Hardware) {
         if !hardware.restarts {
             command.arg("-no-reboot");
         }
-        let has_firmware = self.from != From::Emulator;
-        let smm = if has_firmware { "on" } else { "off" };
+        let smm = if self.has_firmware() { "on" } else { "off" };
         command.arg("-machine").arg(format!("q35,smm={smm}"));
         // QEMU's emulation of a second processor does not come through a warm start; and of the
         // machines that firmware starts, whose system management mode wants all processors at once,
         // one did not come up.
-        let processors = if hardware.restarts || has_firmware {
-            "1"
-        } else {
-            "2"
-        };
+        let is_single = hardware.restarts || self.has_firmware();
         command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]);
-        command.args(["-smp", processors]);
+        command.args(["-smp", if is_single { "1" } else { "2" }]);
         let memory = hardware.memory_mib.unwrap_or(MEMORY_MIB);
         command.arg("-m").arg(memory.to_string());
-        if has_firmware {
+    }
+
+    /// What starts: firmware that finds the image, or the kernel itself.
+    fn add_boot(&self, command: &mut Command) -> Result<()> {
+        if self.has_firmware() {
             let variables = self.folder.join("variables").display().to_string();
             command.args(["-global", "driver=cfi.pflash01,property=secure,value=on"]);
             command.arg("-drive").arg(format!(
@@ -374,7 +396,11 @@ impl Machine {
             let command_line = std::fs::read_to_string(self.folder.join("command-line"))?;
             command.arg("-append").arg(command_line);
         }
-        command.args(["-serial", "stdio"]);
+        Ok(())
+    }
+
+    /// The disk, and the network card.
+    fn add_devices(&self, command: &mut Command, hardware: &Hardware) {
         let (disk_device, card) = if hardware.is_metal {
             ("nvme,serial=1,drive=state", "e1000e,netdev=net")
         } else {
@@ -386,18 +412,22 @@ impl Machine {
             .arg("-drive")
             .arg(format!("if=none,id=state,format=raw,file={disk}"));
         command.args(["-device", disk_device]);
-        if !hardware.no_network {
-            let mut net = format!("user,id=net,hostfwd=tcp:{}-:80", self.gateway);
-            let mut card = card.to_owned();
-            if self.from == From::Network {
-                let served = self.folder.join(NETWORK);
-                net += &format!(",tftp={},bootfile={NETWORK_IMAGE}", served.display());
-                card += ",bootindex=0";
-            }
-            command.arg("-netdev").arg(net);
-            command.arg("-device").arg(card);
+        if hardware.no_network {
+            return;
         }
-        for (name, bytes) in &hardware.seed {
+        let mut net = format!("user,id=net,hostfwd=tcp:{}-:80", self.gateway);
+        let mut card = card.to_owned();
+        if self.from == From::Network {
+            let served = self.folder.join(NETWORK);
+            net += &format!(",tftp={},bootfile={NETWORK_IMAGE}", served.display());
+            card += ",bootindex=0";
+        }
+        command.arg("-netdev").arg(net);
+        command.arg("-device").arg(card);
+    }
+
+    fn add_seed(&self, command: &mut Command, seed: &[(String, Vec<u8>)]) -> Result<()> {
+        for (name, bytes) in seed {
             let path = self.folder.join(format!("seed-{name}"));
             std::fs::write(&path, bytes)?;
             let path = path.display();
@@ -405,17 +435,6 @@ impl Machine {
                 .arg("-fw_cfg")
                 .arg(format!("name=opt/casemate/{name},file={path}"));
         }
-        if let Some(tpm) = &hardware.tpm {
-            let (running, arguments) = start_tpm(tpm)?;
-            self.tpm = Some(running);
-            command.args(arguments);
-        }
-        command.args(&hardware.more);
-        self.starts += 1;
-        File::create(self.console())?;
-        let running = Running::start("qemu-system-x86_64", command, &self.console());
-        self.running =
-            Some(running.context("is qemu-system-x86 installed? `scripts/setup test` does it")?);
         Ok(())
     }
 

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use parking_lot::Mutex;
 
 /// Until a program that was asked to end is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
@@ -24,7 +25,7 @@ static ELSEWHERE: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new())
 
 /// From now on these programs are taken from `folder`, or from this program's own.
 pub fn take_from(folder: Option<&Path>, names: &[&str]) {
-    let mut elsewhere = ELSEWHERE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut elsewhere = ELSEWHERE.lock();
     for name in names {
         match folder {
             Some(folder) => drop(elsewhere.insert((*name).to_owned(), folder.to_owned())),
@@ -45,7 +46,7 @@ pub fn about_to_run(command: &Command) {
     let Some(listener) = LISTENER.get() else {
         return;
     };
-    let mut folder = FOLDER.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut folder = FOLDER.lock();
     if let Some(new) = command
         .get_current_dir()
         .filter(|new| Some(*new) != folder.as_deref())
@@ -71,7 +72,7 @@ fn quoted(word: &str) -> String {
 
 /// Path of one of our programs, built into the same folder as this one unless [`take_from`] has said otherwise.
 pub fn program(name: &str) -> Result<PathBuf> {
-    let elsewhere = ELSEWHERE.lock().unwrap_or_else(PoisonError::into_inner);
+    let elsewhere = ELSEWHERE.lock();
     let folder = match elsewhere.get(name) {
         Some(folder) => folder.clone(),
         None => programs_folder()?,

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, LOCATION, ORIGIN};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::Mutex;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::TcpListener;
@@ -125,7 +126,7 @@ impl Upstream {
 
     /// What it was sent, oldest first.
     pub fn seen(&self) -> Vec<Seen> {
-        self.seen.list.lock().expect("no holder panics").clone()
+        self.seen.list.lock().clone()
     }
 }
 
@@ -151,7 +152,6 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, seen: Arc<Seens>, key: 
 
 type Body = Either<Full<Bytes>, Incoming>;
 
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn answer(request: Request<Incoming>, seen: &Seens, key: &str) -> Response<Body> {
     let (head, body) = request.into_parts();
     let authorised = head
@@ -172,85 +172,89 @@ async fn answer(request: Request<Incoming>, seen: &Seens, key: &str) -> Response
     let body = body
         .map(http_body_util::Collected::to_bytes)
         .unwrap_or_default();
-    let text =
-        |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    let headers: Vec<_> = head
-        .headers
-        .iter()
-        .map(|(name, value)| (name.to_string(), text(value)))
-        .collect();
-    let target = head
-        .uri
-        .path_and_query()
-        .map(ToString::to_string)
-        .unwrap_or_default();
-    let (method, path) = (head.method.to_string(), head.uri.path().to_owned());
+    let record = record(&head, body.clone());
     if !seen.forgets {
-        let record = Seen {
-            method: method.clone(),
-            target,
-            headers: headers.clone(),
-            body: body.clone(),
-        };
-        seen.list.lock().expect("no holder panics").push(record);
+        seen.list.lock().push(record.clone());
     }
-
-    if path == "/v1/note" && method == "GET" {
-        let note = seen.note.lock().expect("no holder panics").clone();
+    if head.uri.path() == "/v1/note" && head.method == hyper::Method::GET {
+        let note = seen.note.lock().clone();
         return respond(StatusCode::OK, "text/plain", note);
     }
     if !authorised {
         let body = r#"{"error":"no valid key"}"#;
         return respond(StatusCode::UNAUTHORIZED, "application/json", body.into());
     }
-    match path.as_str() {
-        "/echo" | "/v1/echo" => {
-            let mut text: String = headers
-                .iter()
-                .map(|(name, value)| format!("{name}: {value}\n"))
-                .collect();
-            text.push_str(&String::from_utf8_lossy(&body));
-            respond(StatusCode::OK, "text/plain", text.into())
-        }
+    match head.uri.path() {
+        "/echo" | "/v1/echo" => echo(&record),
         "/v1/note" => {
-            seen.note
-                .lock()
-                .expect("no holder panics")
-                .clone_from(&body);
+            seen.note.lock().clone_from(&body);
             let mut response = respond(StatusCode::CREATED, "text/plain", body);
             if let Some(origin) = head.headers.get(ORIGIN) {
                 response.headers_mut().insert("x-origin", origin.clone());
             }
             response
         }
-        "/redirect" => {
-            let to = head
-                .uri
-                .query()
-                .and_then(|query| query.strip_prefix("to="))
-                .unwrap_or("/");
-            let mut response = respond(StatusCode::FOUND, "text/plain", Bytes::new());
-            if let Ok(to) = to.parse() {
-                response.headers_mut().insert(LOCATION, to);
-            }
-            response
-        }
-        "/leak" | "/v1/leak" => {
-            let mut response = respond(StatusCode::FOUND, "text/plain", Bytes::new());
-            if let (Ok(key_header), Ok(location)) = (
-                key.parse(),
-                format!("https://elsewhere.test/?k={key}").parse(),
-            ) {
-                response.headers_mut().insert("x-your-key", key_header);
-                response.headers_mut().insert(LOCATION, location);
-            }
-            response
-        }
-        _ => {
+        "/redirect" => redirect(head.uri.query()),
+        "/leak" | "/v1/leak" => leak(key),
+        path => {
+            let method = head.method;
             let body = format!(r#"{{"ok":true,"method":"{method}","path":"{path}"}}"#);
             respond(StatusCode::OK, "application/json", body.into())
         }
     }
+}
+
+fn record(head: &hyper::http::request::Parts, body: Bytes) -> Seen {
+    let text =
+        |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let headers = head.headers.iter();
+    Seen {
+        method: head.method.to_string(),
+        target: head
+            .uri
+            .path_and_query()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        headers: headers
+            .map(|(name, value)| (name.to_string(), text(value)))
+            .collect(),
+        body,
+    }
+}
+
+/// The request's headers and body, as text.
+fn echo(record: &Seen) -> Response<Body> {
+    let headers = record.headers.iter();
+    let mut text: String = headers
+        .map(|(name, value)| format!("{name}: {value}\n"))
+        .collect();
+    text.push_str(&String::from_utf8_lossy(&record.body));
+    respond(StatusCode::OK, "text/plain", text.into())
+}
+
+/// A redirection to where the query asks.
+fn redirect(query: Option<&str>) -> Response<Body> {
+    let to = query
+        .and_then(|query| query.strip_prefix("to="))
+        .unwrap_or("/");
+    let mut response = respond(StatusCode::FOUND, "text/plain", Bytes::new());
+    if let Ok(to) = to.parse() {
+        response.headers_mut().insert(LOCATION, to);
+    }
+    response
+}
+
+/// The credential in two headers of the response, as a careless or hostile service returns it.
+fn leak(key: &str) -> Response<Body> {
+    let mut response = respond(StatusCode::FOUND, "text/plain", Bytes::new());
+    if let (Ok(key_header), Ok(location)) = (
+        key.parse(),
+        format!("https://elsewhere.test/?k={key}").parse(),
+    ) {
+        response.headers_mut().insert("x-your-key", key_header);
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
 }
 
 fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Body> {

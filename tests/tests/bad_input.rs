@@ -1,8 +1,9 @@
 //! What bad input gets, with the real programs: a clear error that names what, where and what would
 //! be right.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use casemate_tests::fleet::{Fleet, SOON, UPSTREAM_HOST, UPSTREAM_KEY};
@@ -20,39 +21,35 @@ async fn mistakes_are_told_and_nothing_is_lost() {
     block_in_place(|| mistakes(&fleet));
 }
 
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 fn mistakes(fleet: &Fleet) {
     let good = fleet.small_project("good", "", HELLO).unwrap();
     fleet.deploy(&good).unwrap();
-    let refused =
-        |project: &std::path::Path, args: &[&str], stdin: &[u8], code: i32, parts: &[&str]| {
-            let ran = fleet.tenant.run_in(project, args, stdin).unwrap();
-            assert_eq!(ran.code, code, "{args:?}: {}", ran.stderr);
-            for part in parts {
-                assert!(
-                    ran.stderr.contains(part),
-                    "{part:?} is not in: {}",
-                    ran.stderr
-                );
-            }
-            assert!(
-                ran.stderr.contains("next:"),
-                "an error has a next step: {}",
-                ran.stderr
-            );
-        };
+    projects_with_mistakes(fleet);
+    secrets_that_break_headers(fleet, &good);
+    two_deploys_at_once(fleet, &good);
+    a_token_used_twice(fleet);
+    a_port_in_use_and_a_locked_store(fleet);
+    // And the good one still stands.
+    let status = fleet.tenant.json(&good, &["status"]).unwrap();
+    assert!(status.to_string().contains("good"), "{status}");
+}
 
+/// Deploys a project, which must be refused with this code and these words.
+fn refused(fleet: &Fleet, project: &Path, code: i32, parts: &[&str]) {
+    let ran = fleet.tenant.run_in(project, &["deploy"], b"").unwrap();
+    assert_eq!(ran.code, code, "{}", ran.stderr);
+    for part in parts.iter().chain(&["next:"]) {
+        let is_there = ran.stderr.contains(part);
+        assert!(is_there, "{part:?} is not in: {}", ran.stderr);
+    }
+}
+
+fn projects_with_mistakes(fleet: &Fleet) {
     // casemate.toml: all mistakes at once, by line.
     let wrong = fleet
         .small_project("wrong", "limit = 1\n[limits]\ncpu_time = 5\n", HELLO)
         .unwrap();
-    refused(
-        &wrong,
-        &["deploy"],
-        b"",
-        64,
-        &["line 4", "line 6", "cpu_time"],
-    );
+    refused(fleet, &wrong, 64, &["line 4", "line 6", "cpu_time"]);
     // TypeScript: file, line, column.
     let broken = fleet
         .small_project(
@@ -61,19 +58,29 @@ fn mistakes(fleet: &Fleet) {
             "export default {\n  fetch() { return ( } };\n",
         )
         .unwrap();
-    refused(&broken, &["deploy"], b"", 65, &["main.js:2:"]);
+    refused(fleet, &broken, 65, &["main.js:2:"]);
     // A host that the tenant was not given.
     let thief = fleet.small_project("thief", "", HELLO).unwrap();
     let config = std::fs::read_to_string(thief.join("casemate.toml"))
         .unwrap()
         .replace("thief.apps.demo.test", "bank.example");
     std::fs::write(thief.join("casemate.toml"), config).unwrap();
-    refused(&thief, &["deploy"], b"", 64, &["bank.example"]);
+    refused(fleet, &thief, 64, &["bank.example"]);
+    // A bundle over its size.
+    let big = format!(
+        "export const data = '{}';\nexport default {{ fetch() {{ return new Response(data); }} }};\n",
+        "x".repeat(11 << 20)
+    );
+    let huge = fleet.small_project("huge", "", &big).unwrap();
+    refused(fleet, &huge, 65, &["10 MiB"]);
+}
+
+fn secrets_that_break_headers(fleet: &Fleet, good: &Path) {
     // A secret that would break a header; its value is not repeated.
     for value in [&b"sec\rret-value"[..], b"sec\nret-value", b"sec\0ret-value"] {
         let ran = fleet
             .tenant
-            .run_in(&good, &["secret", "put", "K", "--host", "a.test"], value)
+            .run_in(good, &["secret", "put", "K", "--host", "a.test"], value)
             .unwrap();
         assert_eq!(ran.code, 65, "{}", ran.stderr);
         assert!(
@@ -82,21 +89,16 @@ fn mistakes(fleet: &Fleet) {
             ran.stderr
         );
     }
-    // A bundle over its size.
-    let big = format!(
-        "export const data = '{}';\nexport default {{ fetch() {{ return new Response(data); }} }};\n",
-        "x".repeat(11 << 20)
-    );
-    let huge = fleet.small_project("huge", "", &big).unwrap();
-    refused(&huge, &["deploy"], b"", 65, &["10 MiB"]);
+}
 
-    // Two deploys at once: both end well or one is told that it may be run again; the last word is
+fn two_deploys_at_once(fleet: &Fleet, good: &Path) {
+    // Both end well or one is told that it may be run again; the last word is
     // one of the two.
     let children: Vec<_> = (0..2)
         .map(|_| {
             fleet
                 .tenant
-                .command(&good, &["deploy", "--wait", "0"])
+                .command(good, &["deploy", "--wait", "0"])
                 .unwrap()
                 .stdin(Stdio::null())
                 .stderr(Stdio::piped())
@@ -112,8 +114,10 @@ fn mistakes(fleet: &Fleet) {
             String::from_utf8_lossy(&ended.stderr)
         );
     }
+}
 
-    // A token used twice: the second node is not admitted, whoever it is.
+fn a_token_used_twice(fleet: &Fleet) {
+    // The second node is not admitted, whoever it is.
     let again = fleet
         .operator
         .run_in(&fleet.folder, &["node", "token", "edge-1"], b"")
@@ -123,8 +127,9 @@ fn mistakes(fleet: &Fleet) {
         "a second node of that name: {}",
         again.stdout
     );
+}
 
-    // A port in use, and a store that is locked.
+fn a_port_in_use_and_a_locked_store(fleet: &Fleet) {
     let config = fleet.folder.join("second.toml");
     let state = fleet.folder.join("second");
     let init = Command::new(program("casemate-control").unwrap())
@@ -134,7 +139,7 @@ fn mistakes(fleet: &Fleet) {
         .output()
         .unwrap();
     assert!(init.status.success());
-    let serve = |state: &std::path::Path, api: &str| {
+    let serve = |state: &Path, api: &str| {
         std::fs::write(
             &config,
             format!(
@@ -158,10 +163,6 @@ fn mistakes(fleet: &Fleet) {
     assert_eq!(code, Some(69), "a port in use: {said}");
     let (code, said) = serve(&fleet.control.state(), "127.0.0.1:0");
     assert_eq!(code, Some(75), "a locked store: {said}");
-
-    // And the good one still stands.
-    let status = fleet.tenant.json(&good, &["status"]).unwrap();
-    assert!(status.to_string().contains("good"), "{status}");
 }
 
 /// Layers that a worker has, and no other program of the node.

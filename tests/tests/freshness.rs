@@ -1,7 +1,7 @@
 //! Freshness with the real programs: a tenant demands it and renews it, and then nothing of the
 //! tenant arrives any more.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
 //! A tenant's function that wants its own secret in clear, with the real programs.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use casemate_tests::fleet::{Fleet, SOON, UPSTREAM_HOST, UPSTREAM_KEY};
 use casemate_tests::upstream::Upstream;
 use tokio::task::block_in_place;
 
-/// Tries each way, and hands out all that it learned.
+/// The function tries each way to the secret, and answers with all that it learned.
 const HOSTILE: &str = r#"
 const outside = ["file:///etc/passwd", "../../etc/passwd"];
 const tries = {
@@ -56,7 +56,7 @@ export default {
 };
 "#;
 
-/// What each try must come to: a word that the answer holds.
+/// A word that the answer must hold for each try.
 const OUTCOMES: &[(&str, &str)] = &[
     ("placement", "\"ok\\\":true"),
     ("connection", "\"ok\\\":true"),

@@ -1,7 +1,8 @@
-//! The bootable image: from power-on to a served request, and what a machine without this or that says on its console.
+//! The bootable image: from power-on to a served request.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod image_faults;
 mod image_update;
 mod plaintext;
 
@@ -13,14 +14,15 @@ use casemate_images::{Compression, Image, inspect, uki_path};
 use casemate_tests::caller::{self, Answer};
 use casemate_tests::fleet::{Fleet, UPSTREAM_HOST, UPSTREAM_KEY};
 use casemate_tests::machine::{
-    CONSOLE_TIMEOUT, HOST, Hardware, Machine, bare_metal_image, changed_image, image, plan, seed,
+    CONSOLE_TIMEOUT, HOST, Hardware, Machine, changed_image, image, plan, seed,
     seed_disk_arguments, signed_image, write_seed_disk,
 };
 use casemate_tests::upstream::Upstream;
 use serde_json::Value;
 use tokio::task::block_in_place;
 
-/// Everything that can be run in an image: our programs, two tools for the state partition, and the libraries of these.
+/// Everything that can be run in an image: our programs, two tools for the state partition, and the
+/// libraries of these.
 const EXECUTABLES: &[&str] = &[
     "init",
     "lib/x86_64-linux-gnu/libblkid.so.1",
@@ -41,10 +43,10 @@ const EXECUTABLES: &[&str] = &[
     "usr/lib/casemate/casemate-worker",
 ];
 
-/// Until a machine has been given an image and started with it three times.
+/// Time until a machine has received an image and started it three times.
 const SEVERAL_STARTS: Duration = Duration::from_secs(900);
 
-/// Where it can be reached: callers, and the answers of DHCP.
+/// Ports at which the machine can be reached: by callers, and by answers of DHCP.
 const OPEN_PORTS: &str = "tcp 80, udp 68";
 
 const CALLER: &str = r#"
@@ -75,7 +77,7 @@ fn deploy(fleet: &Fleet<Machine>, project: &Path) {
     block_in_place(|| fleet.tenant.ok(project, &args, b"")).unwrap();
 }
 
-/// Asks until the answer is as wanted.
+/// Sends requests until the answer is as wanted.
 async fn until(machine: &Machine, path: &str, wanted: impl Fn(&Answer) -> bool) -> Answer {
     let end = Instant::now() + CONSOLE_TIMEOUT;
     loop {
@@ -97,7 +99,7 @@ async fn until(machine: &Machine, path: &str, wanted: impl Fn(&Answer) -> bool) 
 async fn a_machine_joins_serves_with_a_credential_and_survives_power_cuts() {
     let temporary = tempfile::tempdir().unwrap();
     let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await.unwrap();
-    // The token comes on a disk, everything else over the firmware.
+    // The token comes on a disk, everything else from the firmware.
     let disk = temporary.path().join("seed");
     let start = |folder: &Path, token: &str| {
         let (on_disk, seed) = seed(token)
@@ -139,27 +141,29 @@ async fn a_machine_joins_serves_with_a_credential_and_survives_power_cuts() {
         "the token is wiped"
     );
 
-    // Power is cut in the moment in which a second version was acknowledged; and again while the machine starts.
+    // Power is cut right after a second version was acknowledged, and again while the machine
+    // starts.
     let web = project(&fleet, &upstream, 2);
     deploy(&fleet, &web);
     let again = Hardware::default();
     block_in_place(|| fleet.node.boot(&again)).unwrap();
     block_in_place(|| fleet.node.wait_for("starting the node")).unwrap();
-    // What the node holds is enough: nobody is there to ask.
+    // The node serves from its own store: the control plane is away.
     fleet.control.kill().unwrap();
     let start = Instant::now();
     block_in_place(|| fleet.node.boot(&again)).unwrap();
     let answer = until(&fleet.node, "/version", |answer| answer.status == 200).await;
     assert_eq!(answer.text(), "2");
     measured("kernel loaded directly", start, &mut fleet.node);
-    // Credentials wait for the control plane: no lease outlives a boot.
+    // Credentials wait for the control plane, because no lease outlives a boot.
     fleet.control.restart().unwrap();
     until(&fleet.node, "/charges", |answer| answer.status == 200).await;
     fleet.node.cut_power().unwrap();
     plaintext::must_not_be_below(temporary.path(), UPSTREAM_KEY.as_bytes());
 }
 
-/// `make test-image`. Power is cut while a deployment is written; what the node had acknowledged serves, with nobody there to ask.
+/// Run by `make test-image`. Power is cut while a deployment is written; the acknowledged version
+/// serves, with the control plane away.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by `make test-image`"]
 async fn power_cuts_while_it_writes_lose_nothing_that_was_acknowledged() {
@@ -200,7 +204,7 @@ async fn power_cuts_while_it_writes_lose_nothing_that_was_acknowledged() {
             (acknowledged..=version).contains(&served),
             "{served} after {acknowledged} was acknowledged and {version} was not"
         );
-        // It may have been taken without the word that says so.
+        // The node may have accepted the version before its acknowledgement was lost.
         acknowledged = served;
         fleet.control.restart().unwrap();
         let connected = "control   connected";
@@ -208,8 +212,8 @@ async fn power_cuts_while_it_writes_lose_nothing_that_was_acknowledged() {
     }
 }
 
-/// `make test-image`, as all that need Debian's `ovmf` and `sbsigntool`: one bit in the middle of the initramfs, and an image
-/// that is not signed.
+/// Run by `make test-image`, as all tests that need Debian's `ovmf` and `sbsigntool`. The image has
+/// one bit flipped in the middle of the initramfs, or is not signed.
 #[test]
 #[ignore = "run by `make test-image`"]
 fn firmware_starts_nothing_that_is_not_signed() {
@@ -231,9 +235,9 @@ fn firmware_starts_nothing_that_is_not_signed() {
     }
 }
 
-/// `make test-image`. Through firmware with Secure Boot: the machine joins, and serves with a credential. Its
-/// storage key is sealed to the TPM: it opens at the next boot of the same machine, stays sealed on another one, and is brought
-/// there by the recovery key.
+/// Run by `make test-image`. Through firmware with Secure Boot, the machine joins and serves with a
+/// credential. Its storage key is sealed to the TPM: the key opens at the next boot of the same
+/// machine, stays sealed on another machine, and opens there with the recovery key.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by `make test-image`"]
 async fn a_storage_key_opens_on_its_machine_alone() {
@@ -269,7 +273,7 @@ async fn a_storage_key_opens_on_its_machine_alone() {
     measured("through firmware with Secure Boot and TPM", start, node);
     until(node, "/charges", |answer| answer.status == 200).await;
 
-    // Another TPM, or this one wiped: nothing is served, and the page says why.
+    // With another TPM, or this one cleared, nothing is served, and the page says why.
     block_in_place(|| node.boot(&with_tpm("other"))).unwrap();
     block_in_place(|| node.wait_for("sealed by another TPM, or this one was cleared")).unwrap();
     assert!(node.said().contains("sealed; nothing is served"));
@@ -287,8 +291,9 @@ async fn a_storage_key_opens_on_its_machine_alone() {
     node.cut_power().unwrap();
 }
 
-/// `make test-image`. Somebody who sits at the machine turns Secure Boot off, and starts the kernel with a command line of theirs:
-/// the storage key stays sealed, and the page says what was changed. Undone, the machine is as it was.
+/// Run by `make test-image`. An attacker at the machine turns Secure Boot off, and starts the
+/// kernel with another command line: the storage key stays sealed, and the page names the change.
+/// When the change is undone, the machine works as before.
 #[test]
 #[ignore = "run by `make test-image`"]
 fn what_was_changed_is_named_and_opens_nothing() {
@@ -334,7 +339,8 @@ fn what_was_changed_is_named_and_opens_nothing() {
     assert_eq!(line(&machine.said(), "key"), "sealed to the TPM");
 }
 
-/// `make test-image`. Firmware with Secure Boot gets the image over the network, as a file (PXE); the disk has the state alone.
+/// Run by `make test-image`. Firmware with Secure Boot loads the image over the network, as a file
+/// (PXE); the disk has the state alone.
 #[test]
 #[ignore = "run by `make test-image`"]
 fn a_machine_starts_over_the_network() {
@@ -355,8 +361,8 @@ fn a_machine_starts_over_the_network() {
     is_sealed(&mut machine);
 }
 
-/// Figures for SPECIFICATION, with the programs that this test was built beside.
-#[allow(clippy::print_stderr, reason = "figures are for whoever runs it")]
+/// Figures for SPECIFICATION, measured with the programs built beside this test.
+#[allow(clippy::print_stderr, reason = "prints figures, checks nothing")]
 fn measured(how: &str, start: Instant, machine: &mut Machine) {
     let served = start.elapsed().as_secs_f64();
     block_in_place(|| machine.wait_for("serving 1 function")).unwrap();
@@ -368,7 +374,7 @@ fn measured(how: &str, start: Instant, machine: &mut Machine) {
     );
 }
 
-/// What the console's last page says in a line.
+/// The line on the console's last page that starts with this label.
 fn line<'a>(said: &'a str, name: &str) -> &'a str {
     let mut lines = said.lines().rev();
     let found = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -384,116 +390,4 @@ fn nothing_else_can_be_run_and_a_plan_makes_the_same_bytes_again() {
     let (plan, programs, mut packages) = plan().unwrap();
     let two = casemate_images::build(&plan, &programs, &mut packages, Compression::Fast).unwrap();
     assert!(one.uki == two.uki && one.initramfs == two.initramfs);
-}
-
-/// Boots a machine that is not well, and waits for what it says.
-fn says(hardware: &Hardware, texts: &[&str]) {
-    let temporary = tempfile::tempdir().unwrap();
-    let mut machine = Machine::start(temporary.path(), hardware).unwrap();
-    for text in texts {
-        machine.wait_for(text).unwrap();
-    }
-}
-
-#[test]
-fn a_machine_without_a_seed_says_what_it_needs() {
-    says(
-        &Hardware::default(),
-        &["waiting for a join token", "casemate node token"],
-    );
-}
-
-/// `make test-image`: NVMe and an Intel card, with the general kernel and its drivers.
-#[test]
-#[ignore = "run by `make test-image`"]
-fn a_machine_of_metal_finds_its_disk_and_its_network() {
-    let temporary = tempfile::tempdir().unwrap();
-    let hardware = Hardware {
-        is_metal: true,
-        ..Hardware::default()
-    };
-    let image = bare_metal_image().unwrap();
-    let mut machine = Machine::start_image(temporary.path(), &image, &hardware).unwrap();
-    for text in ["waiting for a join token", "eth0 10.0.2.15/24"] {
-        machine.wait_for(text).unwrap();
-    }
-    let said = machine.said();
-    assert!(line(&said, "state").contains("/dev/nvme0n1p1"), "{said}");
-    assert!(!said.contains("kernel module"), "{said}");
-}
-
-#[test]
-fn a_broken_seed_is_shown_mistake_by_mistake() {
-    let mut seed = seed("casemate-join-nonsense");
-    seed.push((
-        "network.toml".into(),
-        b"metod = \"dhcp\"\naddresses = [\"x\"]\n".to_vec(),
-    ));
-    seed.push(("shadow".into(), b"root".to_vec()));
-    let hardware = Hardware {
-        seed,
-        ..Hardware::default()
-    };
-    says(
-        &hardware,
-        &[
-            "\"shadow\" is no file of a seed",
-            "network.toml:1: unknown field",
-            "network.toml:2:",
-            "the join token in /run/casemate/join-token",
-        ],
-    );
-}
-
-#[test]
-fn a_machine_without_a_network_or_much_memory_is_in_a_defined_state() {
-    let hardware = Hardware {
-        no_network: true,
-        memory_mib: Some(256),
-        ..Hardware::default()
-    };
-    says(
-        &hardware,
-        &["no network interface was found", "waiting for a join token"],
-    );
-}
-
-#[test]
-fn a_network_without_dhcp_or_a_time_server_is_shown() {
-    let card = [
-        "-netdev",
-        "hubport,id=net,hubid=0",
-        "-device",
-        "virtio-net-pci,netdev=net",
-    ];
-    let network = b"time_servers = [\"192.0.2.1\"]\n".to_vec();
-    let hardware = Hardware {
-        seed: vec![("network.toml".into(), network)],
-        no_network: true,
-        more: card.map(ToOwned::to_owned).to_vec(),
-        ..Hardware::default()
-    };
-    says(
-        &hardware,
-        &[
-            "waiting for a join token",
-            "the time server 192.0.2.1",
-            "no DHCP server answers on eth0",
-        ],
-    );
-}
-
-#[test]
-fn a_full_state_disk_is_shown() {
-    let temporary = tempfile::tempdir().unwrap();
-    let disk = temporary.path().join("seed");
-    let certificate = |number: u32| (format!("{number}.pem"), vec![b'x'; 60_000]);
-    let certificates: Vec<_> = (0..20).map(certificate).collect();
-    write_seed_disk(&disk, &certificates).unwrap();
-    let hardware = Hardware {
-        more: seed_disk_arguments(&disk),
-        state_bytes: Some(1 << 20),
-        ..Hardware::default()
-    };
-    says(&hardware, &["No space left", "make it larger"]);
 }

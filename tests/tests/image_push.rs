@@ -1,7 +1,7 @@
 //! `casemate image push` with the real programs: from the operator's file to a verified file on the
 //! node's disk, whatever is killed in between, and whatever the control plane sends.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use casemate_tests::caller;
 use casemate_tests::fleet::{Fleet, SOON};
 use casemate_trust::id::Digest;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 use tokio::task::block_in_place;
 
@@ -37,14 +39,10 @@ fn fake_image(version: &str, bytes: usize) -> Vec<u8> {
         put(section + at, &value.to_le_bytes());
     }
     file.extend_from_slice(text.as_bytes());
-    // xorshift: no two pieces are alike.
-    let mut state = 0x2545_F491_4F6C_DD1D_u64;
-    while file.len() < bytes {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        file.extend_from_slice(&state.to_le_bytes());
-    }
+    // No two pieces are alike.
+    let start = file.len();
+    file.resize(bytes.max(start), 0);
+    ChaCha8Rng::seed_from_u64(1).fill_bytes(&mut file[start..]);
     file
 }
 

@@ -1,7 +1,7 @@
 //! Two rows of the operator's table of keys, played with the real programs: a node's storage key, and the TLS keys of host
 //! names, lost and stolen.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;

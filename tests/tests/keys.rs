@@ -1,7 +1,7 @@
-//! Keys are replaced under a fleet that serves: the root's, then the tenant's; then the tenant is
+//! Keys are replaced while a fleet serves: the root's, then the tenant's; then the tenant is
 //! removed.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::path::Path;
 use std::time::Duration;
@@ -22,7 +22,7 @@ async fn answer(fleet: &Fleet) -> (u16, String) {
     (answer.status.as_u16(), answer.text())
 }
 
-/// Deploys a function that says this, and waits until callers get it.
+/// Deploys a function that answers with this text, and waits until callers get it.
 async fn deploys(fleet: &Fleet, project: &Path, text: &str) {
     write(project, text);
     block_in_place(|| fleet.deploy(project)).unwrap();
@@ -62,7 +62,7 @@ async fn root_and_tenant_keys_are_replaced_while_the_node_serves() {
     assert_eq!(tenant(&["tenant", "rekey"])["version"], 3);
     tenant(&["renew"]);
     deploys(&fleet, &project, "with the next key").await;
-    // What was signed anew is what a control plane that starts again reads.
+    // A control plane that starts again reads the statements that were signed anew.
     block_in_place(|| {
         fleet.control.kill().unwrap();
         fleet.control.restart().unwrap();

@@ -1,6 +1,6 @@
 //! A release that cannot be loaded: its tenant reads why, and what ran before goes on serving, also after a restart.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::path::Path;
 

@@ -1,6 +1,6 @@
 //! The main job with the real programs, and what must survive.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod plaintext;
 

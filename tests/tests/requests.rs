@@ -1,7 +1,7 @@
-//! Requests on a whole node: bodies that are read late or not at all, and workers that end while
-//! callers go on asking.
+//! Requests on a whole node: bodies that a function reads late or never, and workers that end while
+//! callers send more requests.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use casemate_tests::caller;
 use casemate_tests::fleet::Fleet;
@@ -37,7 +37,7 @@ export default {
   },
 };"#;
 
-/// Reads until `end` has come.
+/// Reads until the text holds `end`.
 async fn read_until(stream: &mut TcpStream, end: &str) -> String {
     let (mut text, mut piece) = (String::new(), [0; 4096]);
     while !text.contains(end) {
@@ -66,7 +66,8 @@ async fn bodies_late_and_workers_that_end_under_their_callers() {
     let get = |path: &'static str| caller::get(fleet.node.gateway, HOST, path);
     assert_eq!(get("/").await.unwrap().text(), "plain");
 
-    // Only the guilty request fails, whatever ends its worker and however many ask at once.
+    // Only the guilty request fails, whatever ends its worker and however many callers send
+    // requests at once.
     for (path, code) in [("/loop", "exceeded_cpu"), ("/heap", "exceeded_memory")] {
         for _ in 0..3 {
             let guilty = get(path).await.unwrap();
@@ -79,13 +80,13 @@ async fn bodies_late_and_workers_that_end_under_their_callers() {
         }
     }
 
-    // A body that nobody reads costs its caller no answer.
+    // A body that the function never reads costs its caller no answer.
     let mut caller = post(&fleet, "/", 8 << 20, "").await;
     caller.write_all(&vec![b'x'; 8 << 20]).await.unwrap();
     let answer = read_until(&mut caller, "plain").await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 
-    // A body that is read after the answer, and comes after it too.
+    // A body that the function reads after its answer, and that the caller sends after it.
     let mut caller = post(&fleet, "/late", 2 << 20, "").await;
     let answer = read_until(&mut caller, "accepted").await;
     assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
@@ -94,7 +95,7 @@ async fn bodies_late_and_workers_that_end_under_their_callers() {
     let is_read = async { while get("/read").await.unwrap().text() != whole {} };
     timeout(SOON, is_read).await.unwrap();
 
-    // The caller is told to go on when the function asks.
+    // The caller gets `100 Continue` when the function asks for the body.
     let mut caller = post(&fleet, "/whole", 2 << 20, "Expect: 100-continue\r\n").await;
     read_until(&mut caller, "HTTP/1.1 100 Continue\r\n\r\n").await;
     caller.write_all(&vec![b'x'; 2 << 20]).await.unwrap();
@@ -103,7 +104,7 @@ async fn bodies_late_and_workers_that_end_under_their_callers() {
     let answer = read_until(&mut caller, "plain").await;
     assert!(
         answer.starts_with("HTTP/1.1 200"),
-        "no 100 before: {answer}"
+        "`100 Continue` came before the function read: {answer}"
     );
     assert!(answer.contains("connection: close\r\n"), "{answer}");
     assert!(fleet.node.stop().unwrap().success());

@@ -1,7 +1,7 @@
 //! The drill of the operator's guide: the control plane's disk is lost, and yesterday's backup
 //! takes its place.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::path::Path;
 

@@ -5,14 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use casemate_tests::caller;
 use casemate_tests::cli::Cli;
 use casemate_tests::fleet::{Fleet, SOON};
 use casemate_tests::node::{Node, Settings, Workers};
+use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::task::block_in_place;
 
@@ -129,7 +130,7 @@ async fn besiege(gateway: SocketAddr, host: String, over: Arc<AtomicBool>, answe
                 .unwrap_or_else(|| answer.status.to_string()),
             Err(error) => format!("{error:#}"),
         };
-        *answers.lock().unwrap().entry(kind).or_default() += 1;
+        *answers.lock().entry(kind).or_default() += 1;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -181,7 +182,7 @@ async fn under(attack: Attack) -> (Pace, Pace) {
     // do not always learn that it was the memory: the gateway may see the worker's channel close
     // before it is told why.
     let under_way = || {
-        let is_spinning = answers.lock().unwrap().contains_key("exceeded_cpu");
+        let is_spinning = answers.lock().contains_key("exceeded_cpu");
         is_spinning && fleet.node.log().contains("end=OutOfMemory")
     };
     let end = Instant::now() + SOON;
@@ -196,7 +197,7 @@ async fn under(attack: Attack) -> (Pace, Pace) {
     }
     println!(
         "answers of the greedy tenants' functions: {:?}",
-        answers.lock().unwrap()
+        answers.lock()
     );
     (idle, attacked)
 }

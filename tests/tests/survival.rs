@@ -1,7 +1,7 @@
 //! The vault and the gateway are killed under load, and a worker is stopped: what does not need
 //! them goes on.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

@@ -4,7 +4,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test that panics says enough, and one that is skipped says so"
+    reason = "a panic is how a test fails, and one that is skipped says so"
 )]
 
 use std::path::{Path, PathBuf};

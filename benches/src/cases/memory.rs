@@ -1,5 +1,5 @@
-//! Memory of functions that wait for a request: what each has for itself and its share of the rest
-//! (PSS, proc(5)), over all processes of whoever runs it.
+//! Memory of functions that wait for a request: each process's own pages and its part of the shared
+//! ones (PSS, proc(5)), summed over all processes of each runtime.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,8 @@ use crate::report::{Case, Row};
 
 const MOST: usize = 100;
 const FUNCTIONS: [usize; 3] = [1, 10, MOST];
-/// One process each: more would measure this machine's memory and nothing else.
+/// Most Deno processes, one for each function: more would measure this machine's memory and nothing
+/// else.
 const MOST_PROCESSES: usize = 10;
 
 fn row(count: usize, who: Who, kib: u64, before: u64) -> Row {
@@ -33,9 +34,9 @@ fn row_of(what: String, count: usize, who: Who, kib: u64, before: u64) -> Row {
     Row::of_once(what, who, [mib(kib), each])
 }
 
-/// See the module.
+/// The case `memory`: PSS with and without idle functions, for each runtime.
 pub(crate) async fn run(run: &Run) -> Result<Case> {
-    let columns = ["all processes, MiB", "each function above none, MiB"];
+    let columns = ["all processes, MiB", "each function, MiB"];
     let mut case = Case::new("memory", "Memory of idle functions", "none", &columns);
     let mut series = BTreeMap::<Who, Vec<(f64, f64)>>::new();
     let code = block_in_place(|| peer::bundled("hello", &run.folder))?;
@@ -77,9 +78,9 @@ pub(crate) async fn run(run: &Run) -> Result<Case> {
     Ok(case)
 }
 
-/// Before any function, and with so many that have each served a request. KiB.
+/// PSS without a function, and with so many functions that have each served a request, KiB.
 async fn ours(count: usize, is_tenant_each: bool, code: &Path) -> Result<(u64, u64)> {
-    // A tenant is not given the last of a node's places.
+    // A tenant never gets the last of a node's worker slots.
     let max = u32::try_from(count)? * 2 + 4;
     let ours = block_in_place(|| Ours::start(Workers { spares: 1, max }))?;
     let root = ours.fleet.node.pid().context("the node runs")?;
@@ -118,7 +119,8 @@ fn workerd(count: usize, code: &Path, run: &Run) -> Result<(u64, u64)> {
         anyhow::ensure!(status.success(), "workerd does not answer for {host}");
         Ok(())
     };
-    // There is none without a function: one that has not been asked is nearest.
+    // workerd needs at least one function: a process whose function was never called is the nearest
+    // baseline.
     let none = peer::workerd(&functions(1), &run.folder)?;
     let before = pss_kib(none.running.pid())?;
     let peer = peer::workerd(&functions(count), &run.folder)?;

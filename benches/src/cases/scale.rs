@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use backon::BackoffBuilder as _;
 use casemate_api::fleet::PublicKeys;
-use casemate_control_testing::fleet::{LATER, random, tenant_path};
+use casemate_control_testing::fleet::{LATER, tenant_path};
 use casemate_control_testing::node::{admission, hello, joining};
 use casemate_control_testing::{Fleet, Node, Plane};
-use casemate_push::{Backoff, NodeEnd, NodeEvent, StatementId};
+use casemate_push::{NodeEnd, NodeEvent, RECONNECT, StatementId};
 use casemate_tests::control::Control;
 use casemate_trust::key::SigningKey;
 use futures_util::StreamExt as _;
@@ -178,13 +179,11 @@ async fn live(
     fleet: Arc<Fleet>,
     say: mpsc::UnboundedSender<Said>,
 ) {
-    let mut backoff = Backoff::default();
+    let mut pauses = RECONNECT.build();
     loop {
         serve(&mut node, &say).await;
         loop {
-            let mut byte = [0];
-            random(&mut byte);
-            tokio::time::sleep(backoff.next(byte[0])).await;
+            tokio::time::sleep(pauses.next().unwrap_or_default()).await;
             let Ok(key) = key(number) else { return };
             let greeting = hello(&format!("edge-{number}"), &key, fleet.id);
             match Node::try_connect(&plane, &key, NodeEnd::member(greeting)).await {
@@ -197,7 +196,7 @@ async fn live(
             }
         }
         if let Ok(NodeEvent::Welcome { .. }) = node.next().await {
-            backoff.reset();
+            pauses = RECONNECT.build();
             // Nobody listens any more: the case is over.
             let _heard = say.send(Said::Back(Instant::now()));
         }

@@ -1,5 +1,5 @@
-//! What comes before the first answer: a function that nobody has asked for a while, and one that
-//! is new.
+//! Time until the first answer: of a function that has been idle so long that no worker runs, and
+//! of a function that is new.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,14 +17,14 @@ use crate::ours::{Ours, host};
 use crate::peer::{self, Who};
 use crate::report::{Case, Row};
 
-/// Starts of each.
+/// Cold starts of each runtime.
 const STARTS: usize = 30;
 /// Versions that are deployed.
 const DEPLOYS: u32 = 15;
 
 const COLUMNS: [&str; 3] = ["p50 us", "p90 us", "p99 us"];
 
-/// Sorted, microseconds.
+/// The times in microseconds, sorted.
 fn micros(times: &[Duration]) -> Vec<f64> {
     let mut times: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1e6).collect();
     times.sort_by(f64::total_cmp);
@@ -40,9 +40,9 @@ fn row(what: &str, who: Who, times: &[Duration], ours: Option<f64>) -> Row {
     }
 }
 
-/// The first answer of a function that does not run. With us a worker waits that has had no
-/// function yet; with the others the process is started, which is how they put a wall around a
-/// tenant.
+/// The first answer of a function that does not run. Casemate has a spare worker waiting, which has
+/// had no function yet; of the other runtimes a process is started, because a process is their wall
+/// around a tenant.
 pub(crate) async fn cold(run: &Run) -> Result<Case> {
     let code = block_in_place(|| peer::bundled("hello", &run.folder))?;
     let ours = block_in_place(|| Ours::start(Workers::default()))?;
@@ -81,7 +81,7 @@ async fn first_answer(address: SocketAddr, started: Instant) -> Result<Duration>
     Ok(started.elapsed())
 }
 
-/// Ends the function's workers, waits for a spare, and asks.
+/// Ends the function's workers, waits for a spare, and sends a request.
 async fn cold_worker(ours: &Ours, host: &str) -> Result<Duration> {
     let node = &ours.fleet.node;
     for pid in block_in_place(|| node.workers())? {
@@ -92,7 +92,7 @@ async fn cold_worker(ours: &Ours, host: &str) -> Result<Duration> {
         status["state"]["workers"]["spare"].as_u64() == Some(1)
             && status["workers"].as_array().is_some_and(Vec::is_empty)
     };
-    block_in_place(|| node.wait_for("a spare and nobody else", SOON, spare))?;
+    block_in_place(|| node.wait_for("a spare and no other worker", SOON, spare))?;
     let started = Instant::now();
     let answer = caller::get(node.gateway, host, "/cold").await?;
     ensure!(answer.status == 200, "{}", answer.text());
@@ -109,7 +109,7 @@ pub(crate) async fn deploy(run: &Run) -> Result<Case> {
     for version in 1..=DEPLOYS {
         write_version(&code, version)?;
         let project = ours.project("version", "", &code)?;
-        // Else it would be measured how long the next spare worker takes.
+        // Without a spare, the time that the next spare takes to start would be measured.
         let spare =
             |status: &serde_json::Value| status["state"]["workers"]["spare"].as_u64() == Some(1);
         block_in_place(|| ours.fleet.node.wait_for("a spare", SOON, spare))?;

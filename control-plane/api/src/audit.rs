@@ -1,4 +1,4 @@
-//! Audit records: one for every change and every refused try, each holding the hash of the one
+//! Audit records: one for every change and every refused attempt, each with the hash of the record
 //! before.
 
 use casemate_trust::Seconds;
@@ -6,44 +6,44 @@ use casemate_trust::id::Digest;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What the first record holds as `prev`.
+/// The `prev` of the first record.
 pub const FIRST_PREV: Digest = Digest([0; 32]);
 
 /// One record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditRecord {
-    /// Counts up from 1 without gap.
+    /// Number of the record: counts from 1 without gaps.
     pub seq: u64,
     /// Unix time.
     pub time: Seconds,
-    /// Who: id and label of a token, or `node NAME`.
+    /// The actor: id and label of a token, or `node NAME`.
     pub actor: String,
-    /// What, such as `manifest.put` or `node.revoke`.
+    /// The action, such as `manifest.put` or `node.revoke`.
     pub action: String,
-    /// To what.
+    /// The object of the action.
     pub subject: String,
-    /// Revision that the change made.
+    /// Revision of the state after the change.
     pub revision: u64,
     /// Hash of the record before.
     #[schema(value_type = String)]
     pub prev: Digest,
-    /// Hash of this record with `prev`.
+    /// Hash of this record, including `prev`.
     #[schema(value_type = String)]
     pub hash: Digest,
 }
 
-/// Some records.
+/// A page of records.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditPage {
-    /// Oldest first.
+    /// The records, oldest first.
     pub records: Vec<AuditRecord>,
-    /// Highest `seq` there is.
+    /// Highest existing `seq`.
     pub newest: u64,
     /// Whether the server found its whole chain unbroken when it started.
     pub verified: bool,
 }
 
-/// Which records are wanted.
+/// The records to return.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AuditQuery {
@@ -55,12 +55,12 @@ pub struct AuditQuery {
 /// Where a chain is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Broken {
-    /// The first record that does not follow.
+    /// The first record that does not match the one before it.
     pub seq: u64,
 }
 
 impl AuditRecord {
-    /// A record that follows `prev`.
+    /// Makes the record that follows `prev`.
     pub fn follow(
         prev: Option<&Self>,
         time: Seconds,
@@ -82,7 +82,7 @@ impl AuditRecord {
         record
     }
 
-    /// The same, of a change that makes `revision`.
+    /// The record of a change that makes `revision`.
     #[must_use]
     pub fn at_revision(mut self, revision: u64) -> Self {
         self.revision = revision;
@@ -90,7 +90,7 @@ impl AuditRecord {
         self
     }
 
-    /// SHA-256 over every field behind its length, `prev` included.
+    /// SHA-256 over every field with its length in front, `prev` included.
     pub fn computed_hash(&self) -> Digest {
         let mut bytes = b"casemate audit v1".to_vec();
         let numbers = [self.seq, self.time, self.revision];
@@ -105,10 +105,10 @@ impl AuditRecord {
         Digest::of(&bytes)
     }
 
-    /// Checks that `records` follow each other, the first of them `before`.
+    /// Checks the chain of `records`, whose first one follows `before`.
     ///
     /// # Errors
-    /// The first record that does not.
+    /// The first record that breaks the chain.
     pub fn verify<'a>(
         before: Option<&Self>,
         records: impl IntoIterator<Item = &'a Self>,

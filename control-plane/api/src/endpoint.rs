@@ -1,4 +1,4 @@
-//! What can be asked, and by whom. The server routes and authorises by this table.
+//! The endpoints of the API, and who may use each. The server routes and authorises by this table.
 
 use casemate_trust::id::TenantId;
 
@@ -20,7 +20,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// As in a request.
+    /// The name in a request.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Get => "GET",
@@ -32,29 +32,30 @@ impl Method {
     }
 }
 
-/// Who may ask.
+/// The tokens that may use an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Everybody, without a token.
+    /// No token is needed.
     Public,
     /// Every token.
     Any,
-    /// The operator.
+    /// The operator's tokens.
     Operator,
-    /// The operator, and who may look at everything.
+    /// The operator's and read-only tokens.
     Look,
-    /// The operator, who may look at everything, and the tenant in the path.
+    /// The operator's and read-only tokens, and those of the tenant in the path.
     LookOwn,
-    /// The tenant in the path only.
+    /// The tokens of the tenant in the path alone.
     Own,
-    /// Any tenant.
+    /// The tokens of any tenant.
     Tenants,
-    /// The operator; a tenant, for its own key rotation: the endpoint looks closer.
+    /// The operator's tokens, and a tenant's for its own key rotation: the endpoint checks further.
     Statements,
 }
 
 impl Access {
-    /// Whether `scope` may ask, of the tenant in the path if there is one.
+    /// Whether a token with this `scope` may use the endpoint, for the tenant in the path if there
+    /// is one.
     pub fn allows(self, scope: &Scope, tenant: Option<&TenantId>) -> bool {
         let own = matches!(scope, Scope::Tenant(id) if Some(id) == tenant);
         let is_tenant = matches!(scope, Scope::Tenant(_));
@@ -69,7 +70,7 @@ impl Access {
         }
     }
 
-    /// For the document.
+    /// The text for the OpenAPI document.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Public => "everybody, without a token",
@@ -84,10 +85,10 @@ impl Access {
     }
 }
 
-/// What a body is.
+/// The kind of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Body {
-    /// None.
+    /// No body.
     Empty,
     /// JSON with this schema.
     Json(&'static str),
@@ -95,21 +96,20 @@ pub enum Body {
     Envelope,
     /// Bytes.
     Bytes,
-    /// A JSON object a line, with this schema.
+    /// JSON objects with this schema, one a line.
     Lines(&'static str),
 }
 
 macro_rules! operations {
     ($($variant:ident, $name:literal;)+) => {
-        /// What can be asked, by name. The server has an answer for each: its `match` is
-        /// exhaustive.
+        /// The operations, by name. The server's `match` over them is exhaustive.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Operation {
             $(#[doc = concat!("`", $name, "`")] $variant,)+
         }
 
         impl Operation {
-            /// All of them.
+            /// All operations.
             pub const ALL: &[Self] = &[$(Self::$variant,)+];
 
             /// The name in generated clients and in the audit log.
@@ -162,18 +162,18 @@ impl std::fmt::Display for Operation {
     }
 }
 
-/// One thing that can be asked: an operation, and how.
+/// An operation and how to call it.
 #[derive(Debug, Clone, Copy)]
 pub struct Endpoint {
     /// Method.
     pub method: Method,
     /// Path with `{parameters}`.
     pub path: &'static str,
-    /// Which operation.
+    /// The operation.
     pub id: Operation,
-    /// What it does.
+    /// A summary for the document.
     pub summary: &'static str,
-    /// Who may ask.
+    /// The tokens that may use it.
     pub access: Access,
     /// Body of the request.
     pub request: Body,
@@ -224,13 +224,13 @@ use Access::{Any, Look, LookOwn, Operator, Own, Public, Statements, Tenants};
 use Body::{Bytes, Envelope, Json, Lines};
 use Method::{Delete, Get, Head, Post, Put};
 
-/// Everything that can be asked.
+/// All endpoints.
 #[rustfmt::skip]
 pub const ENDPOINTS: &[Endpoint] = &[
     ask(Get, "/healthz", Operation::Health, Public, "Whether the server runs and its store answers"),
     ask(Get, "/v1/openapi.json", Operation::Openapi, Public, "This document").gives(Json("object")),
-    ask(Get, "/v1/fleet", Operation::Fleet, Public, "What a client checks the fleet with").gives(Json("FleetView")),
-    ask(Post, "/v1/statements", Operation::PostStatement, Statements, "Hands in a signed Root, OnlineKey, Pool, Tenant or Image")
+    ask(Get, "/v1/fleet", Operation::Fleet, Public, "The statements with which a client verifies the fleet").gives(Json("FleetView")),
+    ask(Post, "/v1/statements", Operation::PostStatement, Statements, "Submits a signed Root, OnlineKey, Pool, Tenant or Image")
         .takes(Envelope).gives(Json("StatementAnswer")),
     ask(Get, "/v1/pools", Operation::ListPools, Any, "All pools with their statements").gives(Json("PoolList")),
     ask(Get, "/v1/tenants", Operation::ListTenants, Any, "The tenants that the token may see").gives(Json("TenantList")),
@@ -238,12 +238,12 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ask(Put, "/v1/tenants/{id}/objects/{digest}", Operation::PutObject, Own,
         "Uploads a release or a sealed secret; over the tenant's storage: 413 `quota_exceeded`").takes(Bytes),
     ask(Get, "/v1/tenants/{id}/objects/{digest}", Operation::GetObject, LookOwn, "A release or a sealed secret").gives(Bytes),
-    ask(Put, "/v1/tenants/{id}/manifest", Operation::PutManifest, Own, "Hands in the next manifest")
+    ask(Put, "/v1/tenants/{id}/manifest", Operation::PutManifest, Own, "Submits the next manifest")
         .takes(Envelope).gives(Json("ManifestAnswer")),
     ask(Put, "/v1/tenants/{id}/freshness", Operation::PutFreshness, Own,
         "Renews the freshness of the newest manifest; 429 `too_soon` shortly after the renewal before")
         .takes(Envelope).gives(Json("FreshnessAnswer")),
-    ask(Get, "/v1/tenants/{id}/status", Operation::TenantStatus, LookOwn, "What the nodes made of the newest manifest")
+    ask(Get, "/v1/tenants/{id}/status", Operation::TenantStatus, LookOwn, "The nodes' progress with the newest manifest")
         .gives(Json("TenantStatus")),
     ask(Get, "/v1/tenants/{id}/logs", Operation::TenantLogs, LookOwn, "The tenant's log; streams while following")
         .gives(Lines("LogRecord")).with_query(&[
@@ -252,34 +252,34 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ask(Put, "/v1/bundles/{digest}", Operation::PutBundle, Tenants,
         "Uploads a bundle; over the tenant's storage: 413 `quota_exceeded`").takes(Bytes),
     ask(Head, "/v1/bundles/{digest}", Operation::HeadBundle, Tenants,
-        "Whether a bundle is there, and will be when the manifest comes that lists it"),
+        "Whether a bundle is stored, and stays until a manifest that lists it"),
     ask(Get, "/v1/images", Operation::ListImages, Look, "The newest image of each pool").gives(Json("ImageList")),
-    ask(Get, "/v1/images/{digest}", Operation::GetImage, Look, "How much of an image is there").gives(Json("ImageUpload")),
+    ask(Get, "/v1/images/{digest}", Operation::GetImage, Look, "How much of an image has arrived").gives(Json("ImageUpload")),
     ask(Put, "/v1/images/{digest}", Operation::PutImage, Operator,
         "Uploads a part of an image, of `bytes` in all, from `offset` on; 409 `conflict` says from where")
         .takes(Bytes).gives(Json("ImageUpload")).with_query(&["offset", "bytes"]),
     ask(Post, "/v1/tokens", Operation::MakeToken, Operator, "Makes a token and shows it once")
         .takes(Json("NewToken")).gives(Json("MadeToken")),
     ask(Get, "/v1/tokens", Operation::ListTokens, Look, "All tokens without their secret part").gives(Json("TokenList")),
-    ask(Get, "/v1/token", Operation::OwnToken, Any, "The token that asks, without its secret part").gives(Json("TokenView")),
-    ask(Delete, "/v1/tokens/{token}", Operation::DeleteToken, Operator, "Takes a token away"),
+    ask(Get, "/v1/token", Operation::OwnToken, Any, "The token of the request, without its secret part").gives(Json("TokenView")),
+    ask(Delete, "/v1/tokens/{token}", Operation::DeleteToken, Operator, "Revokes a token"),
     ask(Post, "/v1/nodes/tokens", Operation::RegisterJoinToken, Operator, "Registers the public part of a join token")
         .takes(Json("NewJoinToken")),
-    ask(Get, "/v1/nodes/joins", Operation::ListJoins, Look, "Join requests that wait").gives(Json("JoinList")),
+    ask(Get, "/v1/nodes/joins", Operation::ListJoins, Look, "Waiting join requests").gives(Json("JoinList")),
     ask(Post, "/v1/nodes/admit", Operation::AdmitNode, Operator, "Registers a node's key and stores its grants")
         .takes(Json("Admission")).gives(Json("NodeView")),
     ask(Post, "/v1/nodes", Operation::ReadmitNode, Operator, "Registers again a node that a restored control plane does not know")
         .takes(Json("Readmission")).gives(Json("NodeView")),
     ask(Get, "/v1/nodes", Operation::ListNodes, Look, "All nodes").gives(Json("NodeList")),
-    ask(Get, "/v1/nodes/{name}", Operation::GetNode, Look, "One node: what it has, what it refused, which layers are in force")
+    ask(Get, "/v1/nodes/{name}", Operation::GetNode, Look, "One node: its statements, its refusals, its sandbox layers")
         .gives(Json("NodeView")),
     ask(Post, "/v1/nodes/{name}/grants", Operation::GrantNode, Operator, "Stores more pool keys sealed to a node")
         .takes(Json("NewGrants")).gives(Json("NodeView")),
-    ask(Delete, "/v1/nodes/{name}", Operation::RevokeNode, Operator, "Throws a node out and closes its connection"),
+    ask(Delete, "/v1/nodes/{name}", Operation::RevokeNode, Operator, "Removes a node and closes its connection"),
     ask(Get, "/v1/audit", Operation::Audit, Look, "Hash-chained records of every change").gives(Json("AuditPage")).with_query(&["since"]),
 ];
 
-/// The endpoint of a method and a path with `{parameters}`. GET also answers HEAD.
+/// The endpoint of a method and a path with `{parameters}`. GET also serves HEAD.
 pub fn find(method: &str, path: &str) -> Option<&'static Endpoint> {
     let of = |method: &str| {
         ENDPOINTS

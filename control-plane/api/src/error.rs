@@ -13,11 +13,11 @@ pub struct ErrorBody {
 /// One error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorDetail {
-    /// Stable name: one of [`code`], or the judge's name for a refusal.
+    /// Stable code: one of [`code`], or the judge's code of a refusal.
     pub code: String,
-    /// For people: what was expected and what came.
+    /// Text for people: what was expected and what came.
     pub message: String,
-    /// What a program needs beside the code, such as the current version or the missing digests.
+    /// Values for programs, such as the current version or the missing digests.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     #[schema(value_type = Object)]
     pub details: serde_json::Value,
@@ -36,7 +36,7 @@ impl ErrorBody {
         }
     }
 
-    /// With what a program needs.
+    /// Adds values for programs.
     pub fn with_details(mut self, details: serde_json::Value) -> Self {
         self.error.details = details;
         self
@@ -46,29 +46,29 @@ impl ErrorBody {
 /// Stable codes. A refused statement carries the judge's own
 /// (`casemate_trust::judge::Refusal::code`) instead.
 pub mod code {
-    /// 401: no token, or none that is known and unexpired.
+    /// 401: there is no token, or it is unknown or expired.
     pub const UNAUTHENTICATED: &str = "unauthenticated";
-    /// 403: the token's scope does not reach that far.
+    /// 403: the token's scope does not permit this.
     pub const FORBIDDEN: &str = "forbidden";
-    /// 404: there is no such thing.
+    /// 404: the object does not exist.
     pub const NOT_FOUND: &str = "not_found";
     /// 405: the path exists, the method does not.
     pub const METHOD_NOT_ALLOWED: &str = "method_not_allowed";
-    /// 400: the request is not what the endpoint takes.
+    /// 400: the request is not valid for the endpoint.
     pub const BAD_REQUEST: &str = "bad_request";
-    /// 413: over a limit; `details.limit_bytes`.
+    /// 413: a limit was exceeded; `details.limit_bytes`.
     pub const TOO_LARGE: &str = "too_large";
     /// 408: the body came too slowly.
     pub const TIMEOUT: &str = "timeout";
     /// 413: the tenant's storage is full; `details.used_bytes`, `details.asked_bytes` and
     /// `details.limit_bytes`.
     pub const QUOTA_EXCEEDED: &str = "quota_exceeded";
-    /// 422: the bytes have another digest than the path says; `details.digest`.
+    /// 422: the bytes do not have the digest in the path; `details.digest`.
     pub const DIGEST_MISMATCH: &str = "digest_mismatch";
     /// 422: neither a release nor a secret of this tenant.
     pub const OBJECT_MALFORMED: &str = "object_malformed";
-    /// 409: another manifest was first; `details.version` and `details.digest` are the current
-    /// ones.
+    /// 409: another manifest came first; `details.version` and `details.digest` are those of the
+    /// current one.
     pub const MANIFEST_CONFLICT: &str = "manifest_conflict";
     /// 422: listed objects were not uploaded; `details.digests`.
     pub const OBJECTS_MISSING: &str = "objects_missing";
@@ -84,7 +84,7 @@ pub mod code {
     pub const TOKEN_USED: &str = "token_used";
     /// 422: the join token has expired.
     pub const TOKEN_EXPIRED: &str = "token_expired";
-    /// 422: no join token that was registered signed this request.
+    /// 422: no registered join token signed this request.
     pub const TOKEN_UNKNOWN: &str = "token_unknown";
     /// 422: the grant is for another node, pool, or fleet.
     pub const GRANT_OTHER: &str = "grant_other";
@@ -92,20 +92,20 @@ pub mod code {
     pub const POOL_UNKNOWN: &str = "pool_unknown";
     /// 422: the online key names other keys than the control plane holds.
     pub const ONLINE_KEY_OTHER: &str = "online_key_other";
-    /// 429: more than can be kept of these; `details.limit`.
+    /// 429: the limit for these objects is reached; `details.limit`.
     pub const TOO_MANY: &str = "too_many";
-    /// 422: a statement is dated in the future, so that a clock is wrong: this one, or that of who
-    /// signed.
+    /// 422: a statement is dated in the future: the clock of the control plane or of the signer is
+    /// wrong.
     pub const FROM_FUTURE: &str = "statement_from_future";
-    /// 429: freshness was renewed a moment ago, and that renewal holds; `details.interval_secs`.
+    /// 429: freshness was renewed a moment ago, and that renewal is valid; `details.interval_secs`.
     pub const TOO_SOON: &str = "too_soon";
-    /// 409: someone else changed the same thing at the same time; trying again is safe.
+    /// 409: another request changed the same object at the same time; a retry is safe.
     pub const CONFLICT: &str = "conflict";
     /// 507: the control plane's disk is full; nothing was changed.
     pub const STORAGE_FULL: &str = "storage_full";
     /// 500: the store failed; nothing was acknowledged.
     pub const STORAGE_FAILED: &str = "storage_failed";
-    /// 500: our mistake.
+    /// 500: a fault of the control plane.
     pub const INTERNAL: &str = "internal";
 }
 

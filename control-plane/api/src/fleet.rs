@@ -1,4 +1,4 @@
-//! The fleet: what everybody may know of it, and how statements come in.
+//! The fleet: its public facts, and the upload of statements.
 
 use casemate_trust::Seconds;
 use casemate_trust::dsse::Envelope;
@@ -8,11 +8,11 @@ use casemate_trust::name::Name;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What a client needs to check the fleet from the fingerprint that it got out of band. Nothing in
-/// it is to be believed before that.
+/// The statements with which a client verifies the fleet from the fingerprint that it got out of
+/// band. Nothing in it may be trusted before that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FleetView {
-    /// The fleet, once a root was uploaded.
+    /// The fleet's id, once a root was uploaded.
     #[schema(value_type = Option<String>)]
     pub fleet: Option<FleetId>,
     /// Every root, oldest first.
@@ -31,13 +31,13 @@ pub struct FleetView {
     pub version: String,
 }
 
-/// Public halves of the control plane's keys, as `casemate-control init` writes them into
-/// `public.json`. The operator carries them to the machine with the root key, which signs them into
-/// an `OnlineKey`.
+/// Public halves of the control plane's keys, as `casemate-control init` writes them to
+/// `public.json`. The operator takes them to the machine with the root key, which signs them in an
+/// `OnlineKey`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PublicKeys {
-    /// Signs leases.
+    /// Key that signs leases.
     pub liveness: PublicKey,
     /// Raw public key of the QUIC socket.
     pub quic: PublicKey,
@@ -45,20 +45,20 @@ pub struct PublicKeys {
     pub api: PublicKey,
 }
 
-/// What became of a statement.
+/// The result for a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// It was stored and is being pushed.
+    /// The statement was stored and is being pushed.
     New,
-    /// It was there already.
+    /// The statement was stored already.
     Held,
 }
 
-/// Answer to a statement.
+/// The answer to a statement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StatementAnswer {
-    /// What became of it.
+    /// The result.
     pub accepted: Outcome,
     /// Revision of the control plane's state after it.
     pub revision: u64,
@@ -74,7 +74,7 @@ pub struct PoolView {
     pub epoch: u64,
     /// Until when the newest epoch is used.
     pub expires: Seconds,
-    /// Nodes in it.
+    /// Number of nodes in the pool.
     pub nodes: usize,
     /// Its statements, all epochs, oldest first.
     #[schema(value_type = Vec<Object>)]
@@ -84,6 +84,6 @@ pub struct PoolView {
 /// All pools.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PoolList {
-    /// By name.
+    /// The pools, by name.
     pub pools: Vec<PoolView>,
 }

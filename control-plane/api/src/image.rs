@@ -8,29 +8,29 @@ use casemate_trust::name::Name;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Where a part of an image belongs.
+/// The position of a part within an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImagePart {
-    /// Byte at which the part begins: as many as are there already.
+    /// Byte at which the part begins, which is the number of bytes that have arrived.
     pub offset: u64,
     /// Size of the whole file.
     pub bytes: u64,
 }
 
-/// How far an upload is.
+/// The progress of an upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageUpload {
-    /// Bytes that are there: an upload goes on from here.
+    /// Bytes that have arrived: an upload continues from here.
     pub received_bytes: u64,
-    /// Whether the file is there whole, with the digest that it is asked for by, and synced.
+    /// Whether the whole file is there, has the requested digest, and is synced.
     pub whole: bool,
 }
 
 /// An image that is the newest of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageView {
-    /// Version.
+    /// Version of the image.
     #[schema(value_type = String)]
     pub version: ImageVersion,
     /// SHA-256 of the file.
@@ -38,19 +38,19 @@ pub struct ImageView {
     pub digest: Digest,
     /// Size of the file.
     pub bytes: u64,
-    /// Pools of which it is the newest.
+    /// Pools of which it is the newest image.
     #[schema(value_type = Vec<String>)]
     pub pools: Vec<Name>,
-    /// Until when nodes accept it that have not yet.
+    /// When the statement expires: nodes that have not accepted it yet refuse it from then on.
     pub expires: Seconds,
-    /// As the root has signed it.
+    /// The statement, as the root has signed it.
     #[schema(value_type = Object)]
     pub statement: Envelope,
 }
 
-/// All images.
+/// The newest images of all pools.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageList {
-    /// Newest first.
+    /// Images, newest first.
     pub images: Vec<ImageView>,
 }

@@ -1,21 +1,20 @@
-//! Types of the control plane's HTTPS API: what travels, who may ask, which errors come back,
-//! within which limits.
+//! Types of the control plane's HTTPS API: requests and answers, access rules, errors, and limits.
 //!
-//! One table, [`endpoint::ENDPOINTS`], says what there is and who may ask. The server routes and
-//! authorises by it, the OpenAPI document ([`openapi::document`]) is made from it, so neither can
-//! say something else than the other.
+//! One table, [`endpoint::ENDPOINTS`], lists the endpoints and who may use them. The server routes
+//! and authorises by it, and the OpenAPI document ([`openapi::document`]) is made from it, so the
+//! two cannot differ.
 //!
-//! Whoever talks to a control plane pins the key of its self-signed certificate (`OnlineKey::api`,
-//! or the key in `public.json` before a fleet exists); no public certificate authority takes part.
+//! Clients of a control plane pin the key of its self-signed certificate (`OnlineKey::api`, or the
+//! key in `public.json` before a fleet exists); no public certificate authority is involved.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`endpoint`], [`openapi`] | what can be asked, by whom; the document |
+//! | [`endpoint`], [`openapi`] | the endpoints and their access rules; the OpenAPI document |
 //! | [`error`] | the error body and its stable codes |
 //! | [`token`] | scopes and tokens |
-//! | [`fleet`], [`tenant`], [`node`], [`image`] | what is asked and answered |
+//! | [`fleet`], [`tenant`], [`node`], [`image`] | requests and answers |
 //! | [`log`], [`audit`] | records |
-//! | [`limits`] | how much of each |
+//! | [`limits`] | the limits |
 #![forbid(unsafe_code)]
 
 pub mod audit;

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 /// One record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogRecord {
-    /// Counts up per tenant, with gaps; `since` takes it.
+    /// Number of the record, which rises for each tenant, with gaps; for `since`.
     pub seq: u64,
     /// Unix time in milliseconds, by the node's clock.
     pub time_ms: u64,
@@ -20,7 +20,7 @@ pub struct LogRecord {
     /// The function.
     #[schema(value_type = String)]
     pub function: Name,
-    /// The request, if it is about one.
+    /// The request, if the record concerns one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<String>,
     /// `debug`, `info`, `warn` or `error`.
@@ -32,14 +32,14 @@ pub struct LogRecord {
     pub failure: Option<String>,
 }
 
-/// What of the log is wanted.
+/// The records to return.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LogQuery {
-    /// Go on with what comes.
+    /// Whether to continue with new records.
     #[serde(default)]
     pub follow: bool,
-    /// Only this function.
+    /// Only records of this function.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub function: Option<Name>,
     /// Only records after this `seq`.
@@ -51,16 +51,16 @@ pub struct LogQuery {
     /// Only records before this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until_ms: Option<u64>,
-    /// Only records of this level and those above it.
+    /// Only records of this level and above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub level: Option<Level>,
-    /// Only requests that were answered with this status, or with one of a class, such as `5xx`.
+    /// Only requests that were answered with this status, or a class such as `5xx`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<StatusPattern>,
     /// Only records about this request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<String>,
-    /// Only records whose text, failure or request holds this.
+    /// Only records whose text, failure or request contains this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grep: Option<String>,
     /// Only records of this node.
@@ -68,17 +68,17 @@ pub struct LogQuery {
     pub node: Option<Name>,
 }
 
-/// How grave a record is.
+/// Severity of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// For whoever looks for a fault.
+    /// Details for finding a fault.
     Debug,
-    /// What happens.
+    /// A usual event.
     Info,
-    /// What deserves a look.
+    /// An event that needs attention.
     Warn,
-    /// What has failed.
+    /// A failure.
     Error,
 }
 
@@ -107,17 +107,17 @@ impl FromStr for Level {
     }
 }
 
-/// A status, or a class of them.
+/// A status, or a class of statuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StatusPattern {
-    /// This one.
+    /// Exactly this status.
     Exactly(u16),
-    /// Those that begin with this digit.
+    /// Statuses that begin with this digit.
     Class(u16),
 }
 
 impl StatusPattern {
-    /// Whether a status is meant.
+    /// Whether a status matches.
     pub const fn matches(self, status: u16) -> bool {
         match self {
             Self::Exactly(wanted) => status == wanted,
@@ -172,8 +172,7 @@ impl<'de> Deserialize<'de> for StatusPattern {
 }
 
 impl LogRecord {
-    /// The status of the answer, of a record that says how a request was answered: `GET /path 200
-    /// 1234 us`.
+    /// The answer's status in a record of the form `GET /path 200 1234 us`.
     pub fn status(&self) -> Option<u16> {
         let mut words = self.message.rsplitn(4, ' ');
         let (unit, time, status) = (words.next()?, words.next()?, words.next()?);
@@ -187,8 +186,7 @@ impl LogRecord {
 }
 
 impl LogQuery {
-    /// Whether it looks for something, in everything that is kept; else the newest records are
-    /// meant.
+    /// Whether the query searches all stored records; otherwise it asks for the newest ones.
     pub fn is_search(&self) -> bool {
         self.since_ms.is_some()
             || self.until_ms.is_some()
@@ -199,7 +197,7 @@ impl LogQuery {
             || self.node.is_some()
     }
 
-    /// Whether a record is wanted, wherever it stands.
+    /// Whether a record matches.
     pub fn wants(&self, record: &LogRecord) -> bool {
         let holds = |part: &String| {
             let has = |text: &Option<String>| text.as_ref().is_some_and(|text| text.contains(part));

@@ -1,4 +1,4 @@
-//! Nodes: joining, being admitted, being seen.
+//! Nodes: join requests, admission, and state.
 
 use std::collections::BTreeMap;
 
@@ -16,13 +16,13 @@ use crate::tenant::Refused;
 /// A join request that waits for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JoinView {
-    /// Digest of the envelope's payload: names the request when admitting.
+    /// Digest of the envelope's payload, which identifies the request at admission.
     #[schema(value_type = String)]
     pub request: Digest,
     /// The node's name.
     #[schema(value_type = String)]
     pub node: Name,
-    /// The pool that it asks for.
+    /// The requested pool.
     #[schema(value_type = String)]
     pub pool: Name,
     /// The node's Ed25519 key.
@@ -31,22 +31,23 @@ pub struct JoinView {
     /// The request as the node's vault signed it; the operator's machine checks it against its own record of the token.
     #[schema(value_type = Object)]
     pub envelope: Envelope,
-    /// Unix time at which it first came.
+    /// Unix time at which it first arrived.
     pub first_seen: Seconds,
 }
 
-/// All join requests that wait.
+/// All waiting join requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JoinList {
-    /// Oldest first.
+    /// The requests, oldest first.
     pub joins: Vec<JoinView>,
 }
 
-/// Registers the public part of a join token, so that only requests made with one are relayed.
+/// Registers the public part of a join token: only requests made with a registered token are
+/// relayed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewJoinToken {
-    /// What the operator's machine keeps of the token.
+    /// The operator's record of the token.
     #[schema(value_type = Object)]
     pub record: TokenRecord,
 }
@@ -72,11 +73,11 @@ pub struct Admission {
     pub grants: Vec<Grant>,
 }
 
-/// Registers again a node that was admitted before, and that a restored control plane does not know.
+/// Registers again an admitted node that a restored control plane does not know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Readmission {
-    /// Its join request, as the operator's machine has kept it.
+    /// The join request, as stored on the operator's machine.
     #[schema(value_type = Object)]
     pub join: Envelope,
     /// The pool's keys, sealed to the node.
@@ -88,39 +89,41 @@ pub struct Readmission {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewGrants {
-    /// Sealed to the node.
+    /// The keys, sealed to the node.
     #[schema(value_type = Vec<Object>)]
     pub grants: Vec<Grant>,
 }
 
-/// What a node that boots images says of its machine. Not checked.
+/// The report of a node that boots images about its machine. Not checked.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MachineView {
     /// Version of the image that it runs.
     pub version: Option<String>,
-    /// What its storage key is sealed with: `tpm`, `tpm without secure boot`, `recovery` for this boot alone, or `clear` for nothing.
+    /// Protection of its storage key: `tpm`, `tpm without secure boot`, `recovery` for this boot
+    /// alone, or `clear`.
     pub storage_key: Option<String>,
-    /// What it does with its next image.
+    /// Progress of its next image.
     pub update: Option<String>,
 }
 
-/// One thing that a node needs to serve.
+/// One condition that a node needs to serve.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CheckView {
     /// `protocol`, `walls`, `vault`, `gateway`, `workers`, `disk`, `lease`, `image`, `certificates`, `refusal`, `clock` or `identity`.
     pub name: String,
-    /// Whether it is as it should be.
+    /// Whether the condition is met.
     pub ok: bool,
-    /// What was found.
+    /// The facts.
     pub detail: String,
 }
 
-/// How a node is, out of what it says of itself and of what was seen of it. What the node says is not checked.
+/// The health of a node, from its report and from the control plane's observations. The report is
+/// not checked.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HealthView {
-    /// What was looked at.
+    /// The checked conditions.
     pub checks: Vec<CheckView>,
-    /// Unix time at which the first of its certificates expires, if it says so.
+    /// Unix time at which its first certificate expires, if it reports that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_expires: Option<Seconds>,
 }
@@ -139,21 +142,22 @@ pub struct NodeSummary {
     pub key: PublicKey,
     /// Unix time at which it was admitted.
     pub admitted: Seconds,
-    /// Unix time since when it is connected, if it is.
+    /// Unix time of the connection, if the node is connected.
     pub connected_since: Option<Seconds>,
-    /// Unix time at which it was last heard.
+    /// Unix time of its last message.
     pub last_seen: Option<Seconds>,
     /// Version of its software.
     pub version: Option<String>,
-    /// Revision up to which it has been sent everything.
+    /// Revision up to which it has got everything.
     pub synced_revision: Option<u64>,
     /// Its machine, if that boots images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<MachineView>,
-    /// Unix time at which two machines with its key were last seen at a time: its disk was copied.
+    /// Unix time at which two machines with its key were last connected at a time: its disk was
+    /// copied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duplicate_seen: Option<Seconds>,
-    /// How it is, once it has said anything.
+    /// Its health, once it has reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthView>,
 }
@@ -161,14 +165,14 @@ pub struct NodeSummary {
 /// All nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodeList {
-    /// By name.
+    /// The nodes, by name.
     pub nodes: Vec<NodeSummary>,
 }
 
 /// One node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodeView {
-    /// As in the list.
+    /// The summary, as in the list.
     #[serde(flatten)]
     pub summary: NodeSummary,
     /// Its X-Wing key, from the join request: later grants are sealed to it.
@@ -176,12 +180,12 @@ pub struct NodeView {
     pub join: Envelope,
     /// Epochs of its pool for which a grant is stored.
     pub grants: Vec<u64>,
-    /// What the node says of itself: layers in force and more. Not checked.
+    /// The node's report: layers in force and more. Not checked.
     #[schema(value_type = Object)]
     pub status: serde_json::Value,
     /// Highest acknowledged manifest version, by tenant.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub manifests: BTreeMap<TenantId, u64>,
-    /// What it refused and has not accepted a later version of.
+    /// Refusals since which it has not accepted a later version.
     pub refused: Vec<Refused>,
 }

@@ -62,7 +62,7 @@ pub fn document() -> OpenApi {
     document
 }
 
-/// The document as the golden file holds it.
+/// The document, in the form of the golden file.
 pub fn json() -> String {
     let mut text = document().to_pretty_json().expect("the document is JSON");
     text.push('\n');
@@ -71,7 +71,7 @@ pub fn json() -> String {
 
 fn operation(endpoint: &Endpoint) -> OperationBuilder {
     let error = ResponseBuilder::new()
-        .description("Refused; `error.code` says why")
+        .description("Refused; the reason is in `error.code`")
         .content(
             "application/json",
             ContentBuilder::new()
@@ -149,9 +149,9 @@ const fn http_method(method: Method) -> HttpMethod {
 mod tests {
     use super::*;
 
-    /// Written anew with `CASEMATE_GOLDEN=write cargo test -p casemate-api`.
+    /// To update it: `CASEMATE_GOLDEN=write cargo test -p casemate-api`.
     #[test]
-    fn the_golden_file_says_what_the_code_says() {
+    fn the_golden_file_matches_the_code() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json");
         let wanted = json();
         if std::env::var("CASEMATE_GOLDEN").is_ok_and(|value| value == "write") {

@@ -1,4 +1,4 @@
-//! Tenants: their statements, manifests and what the nodes made of them.
+//! Tenants: their statements, manifests and the nodes' progress with these.
 
 use std::collections::BTreeMap;
 
@@ -22,17 +22,17 @@ pub struct TenantSummary {
     pub name: Name,
     /// Version of its newest statement.
     pub version: u64,
-    /// Until when that is used.
+    /// Until when the statement is used.
     pub expires: Seconds,
-    /// Hosts that its functions may answer for.
+    /// Hosts that may lead to its functions.
     pub hosts: Vec<String>,
     /// Version of its newest manifest.
     pub manifest_version: Option<u64>,
     /// Until when that manifest's credentials are used.
     pub manifest_expires: Option<Seconds>,
-    /// Functions in its newest manifest.
+    /// Number of functions in its newest manifest.
     pub functions: usize,
-    /// What all its workers on a node together may occupy, MiB.
+    /// Memory that all its workers on a node may use together, MiB.
     #[serde(default)]
     pub memory_mib: Option<u32>,
 }
@@ -40,11 +40,11 @@ pub struct TenantSummary {
 /// All tenants that the token may see.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TenantList {
-    /// By id.
+    /// The tenants, by id.
     pub tenants: Vec<TenantSummary>,
 }
 
-/// One tenant with what was signed.
+/// One tenant with its signed statements.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TenantView {
     /// Id.
@@ -68,7 +68,7 @@ pub struct TenantView {
 /// Answer to a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ManifestAnswer {
-    /// What became of it.
+    /// The result.
     pub accepted: Outcome,
     /// Revision of the control plane's state after it.
     pub revision: u64,
@@ -77,13 +77,13 @@ pub struct ManifestAnswer {
 /// Answer to a statement of freshness.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FreshnessAnswer {
-    /// What became of it.
+    /// The result.
     pub accepted: Outcome,
     /// Revision of the control plane's state after it.
     pub revision: u64,
 }
 
-/// What the nodes made of a tenant's newest manifest.
+/// The nodes' progress with a tenant's newest manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TenantStatus {
     /// Id.
@@ -104,15 +104,15 @@ pub struct TenantStatus {
     pub functions: BTreeMap<Name, FunctionStatus>,
     /// Nodes in a pool of the manifest, by name.
     pub nodes: Vec<NodeProgress>,
-    /// What is stored for the tenant.
+    /// The tenant's storage.
     pub storage: StorageView,
     /// Credentials that nodes have stopped, by function and secret.
     #[serde(default)]
     pub stopped_credentials: Vec<StoppedCredential>,
 }
 
-/// A credential that nodes have stopped for a function, because answers held the secret three times
-/// within an hour (`credential_reflected`). It is the nodes' word.
+/// A credential that nodes have stopped for a function, because answers contained the secret three
+/// times within an hour (`credential_reflected`). The nodes report it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StoppedCredential {
     /// The function.
@@ -128,14 +128,14 @@ pub struct StoppedCredential {
     pub until: Seconds,
 }
 
-/// What is stored for a tenant: its bundles, releases and sealed secrets. Uploads that would go
-/// over the limit are refused with `quota_exceeded`; what the newest manifest does not list is
-/// removed some time after its upload.
+/// Storage of a tenant: its bundles, releases and sealed secrets. Uploads beyond the limit are
+/// refused with `quota_exceeded`; objects that the newest manifest does not list are removed some
+/// time after their upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StorageView {
-    /// In use, with uploads under way.
+    /// Bytes in use, including uploads under way.
     pub used_bytes: u64,
-    /// Most that may be.
+    /// Most bytes.
     pub limit_bytes: u64,
 }
 
@@ -145,22 +145,22 @@ pub struct FunctionStatus {
     /// The wanted release.
     #[schema(value_type = String)]
     pub release: Digest,
-    /// Where it runs.
+    /// The pools in which it runs.
     #[schema(value_type = Vec<String>)]
     pub pools: Vec<Name>,
-    /// Hosts that its release names.
+    /// Hosts of its release.
     pub hosts: Vec<String>,
-    /// Those of them that are another tenant's, which the operator admitted first: a node that
-    /// knows that tenant leads their callers there.
+    /// Hosts of its release that belong to another tenant, which the operator admitted first: a
+    /// node that knows that tenant leads callers there.
     #[serde(default)]
     pub hosts_of_other_tenants: Vec<String>,
-    /// Nodes that hold the newest manifest, by version and digest, of those in its pools.
+    /// Nodes in its pools that hold the newest manifest, by version and digest.
     pub nodes_current: usize,
-    /// Nodes in its pools.
+    /// All nodes in its pools.
     pub nodes_total: usize,
 }
 
-/// How far a node has come with one tenant.
+/// A node's progress with one tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodeProgress {
     /// The node.
@@ -173,29 +173,28 @@ pub struct NodeProgress {
     pub connected: bool,
     /// The highest manifest version that it acknowledged.
     pub manifest_version: Option<u64>,
-    /// Digest of that manifest's payload, where it is known: another one of the same version is not
-    /// the same manifest.
+    /// Digest of that manifest's payload, if known: another manifest of the same version may exist.
     #[schema(value_type = Option<String>)]
     pub manifest_digest: Option<Digest>,
     /// Unix time of that acknowledgement.
     pub acknowledged: Option<Seconds>,
-    /// The node has every bundle that it needs for that: it runs there, and does so after a restart
-    /// with nobody there to ask.
+    /// Whether the node has every bundle that it needs for the manifest: it runs there, even after
+    /// a restart without the control plane.
     #[serde(default)]
     pub is_stored: bool,
-    /// What it refused since.
+    /// Its last refusal since.
     pub refused: Option<Refused>,
 }
 
 /// A refusal by a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Refused {
-    /// What was refused, such as `manifest 4 of tenant ID`.
+    /// The refused statement, such as `manifest 4 of tenant ID`.
     pub what: String,
     /// The node's stable code.
     pub code: String,
-    /// For people.
+    /// Text for people.
     pub message: String,
-    /// Unix time.
+    /// Unix time of the refusal.
     pub at: Seconds,
 }

@@ -8,23 +8,23 @@ use casemate_trust::id::TenantId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
-/// What a printed token begins with, so that people and secret scanners recognise one.
+/// Prefix of a printed token, by which people and secret scanners recognise one.
 pub const TOKEN_PREFIX: &str = "casemate_";
 /// Random bytes in a token.
 pub const TOKEN_BYTES: usize = 32;
 
-/// What a token may do. As text: `operator`, `read-only`, `tenant:ID`.
+/// The scope of a token. As text: `operator`, `read-only`, `tenant:ID`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
-    /// Everything but speaking for a tenant.
+    /// Everything except acting for a tenant.
     Operator,
     /// One tenant: its manifests, objects, status and logs.
     Tenant(TenantId),
-    /// Look at everything, change nothing.
+    /// Reads everything, changes nothing.
     ReadOnly,
 }
 
-/// Text that is no scope.
+/// The text is not a scope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScopeError;
 
@@ -74,16 +74,16 @@ impl<'de> Deserialize<'de> for Scope {
     }
 }
 
-/// Asks for a token.
+/// A request for a new token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewToken {
-    /// What it may do: `operator`, `read-only` or `tenant:ID`.
+    /// The scope: `operator`, `read-only` or `tenant:ID`.
     #[schema(value_type = String)]
     pub scope: Scope,
-    /// What it is for, in words.
+    /// A description of its use.
     pub label: String,
-    /// Unix time from which it is worth nothing.
+    /// Unix time at which it expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Seconds>,
 }
@@ -91,9 +91,9 @@ pub struct NewToken {
 /// A token that was just made.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MadeToken {
-    /// Its id, for lists and for taking it away.
+    /// Its id, for lists and for revoking it.
     pub id: String,
-    /// The token, shown this once; the server keeps its hash.
+    /// The token, shown this once; the server stores its hash.
     pub token: String,
 }
 
@@ -103,19 +103,19 @@ impl fmt::Debug for MadeToken {
     }
 }
 
-/// A token as lists show it.
+/// A token in a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TokenView {
     /// Its id.
     pub id: String,
-    /// What it may do.
+    /// The scope.
     #[schema(value_type = String)]
     pub scope: Scope,
-    /// What it is for.
+    /// The description of its use.
     pub label: String,
     /// Unix time at which it was made.
     pub created: Seconds,
-    /// Unix time from which it is worth nothing.
+    /// Unix time at which it expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Seconds>,
 }
@@ -123,7 +123,7 @@ pub struct TokenView {
 /// All tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TokenList {
-    /// Oldest first.
+    /// The tokens, oldest first.
     pub tokens: Vec<TokenView>,
 }
 

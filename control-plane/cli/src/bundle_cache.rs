@@ -1,5 +1,5 @@
-//! Bundles that were deployed from this home and that the newest manifest still lists: a control plane that has lost them is
-//! given them again.
+//! Keeps the bundles that were deployed from this home and that the newest manifest still lists, so
+//! that they can be uploaded again to a control plane that has lost them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,17 +11,19 @@ use crate::home::{Home, read_private, write_private};
 
 /// The folder.
 const FOLDER: &str = "bundles";
-/// Largest sum of what is kept, bytes: fifty of the largest bundles. What comes first is kept first.
+/// Largest sum of the kept bundles, bytes: fifty of the largest ones. Bundles that are listed first
+/// are kept first.
 const MAX_BYTES: u64 = 512 * 1024 * 1024;
 
-/// A bundle, if it is kept and whole.
+/// A bundle, if it is kept and undamaged.
 pub fn load(home: &Home, digest: &Digest) -> Option<Bytes> {
     let path = home.file(FOLDER).join(digest.to_string());
     let bytes = read_private(&path).ok().flatten()?;
     (Digest::of(&bytes) == *digest).then(|| bytes.into())
 }
 
-/// Keep those of the listed bundles that are kept or new, and forget the others. The most important is listed first.
+/// Keep those of the listed bundles that are kept already or new, and delete the others. The most
+/// important is listed first.
 ///
 /// # Errors
 /// The folder cannot be written.
@@ -63,7 +65,7 @@ fn keep_within(
             .to_str()
             .and_then(|name| name.parse().ok());
         if digest.is_none_or(|digest: Digest| !kept.contains(&digest)) {
-            // A left-over costs nothing but its bytes.
+            // A file that remains costs only its disk space.
             let _ = std::fs::remove_file(entry.path());
         }
     }
@@ -75,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_listed_first_is_kept_within_the_bound_and_the_rest_goes() {
+    fn bundles_listed_first_are_kept_within_the_limit_and_the_others_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::locate(Some(dir.path().join("home"))).unwrap();
         let bundle = |byte: u8| Bytes::from(vec![byte; 100]);

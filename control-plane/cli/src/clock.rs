@@ -1,35 +1,37 @@
-//! This machine's clock beside the control plane's. A clock that is wrong makes good statements expired and new ones dated in
-//! the future; the errors of that name both times.
+//! Compares this machine's clock with the control plane's. A wrong clock makes valid statements
+//! look expired and dates new ones in the future; the errors that follow name both times.
 
 use casemate_trust::Seconds;
 
 use crate::error::{Code, Error};
 use crate::machine::{DAY, date};
 
-/// How far two clocks may be apart without a word, seconds.
+/// Largest difference between the two clocks that causes no warning, seconds.
 const MAX_SKEW_SECS: u64 = 5 * 60;
-/// How far they may be apart when something is signed, seconds. What is signed bears this machine's time: from the future, it
-/// would make everybody refuse what is signed later with a right clock.
+/// Largest difference with which statements are signed, seconds. A statement bears this machine's
+/// time: a date in the future would make every reader refuse what is signed later with a correct
+/// clock.
 const MAX_SIGNING_SKEW_SECS: u64 = 60 * 60;
 
-/// Two times of one moment.
+/// The times of both clocks at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Clocks {
-    /// This machine's.
+    /// This machine's time.
     pub ours: Seconds,
-    /// The control plane's, as it says.
+    /// The control plane's time.
     pub theirs: Seconds,
 }
 
 impl Clocks {
-    /// From the field `date` of an answer (RFC 9110, section 6.6.1); `None` if that is no date.
+    /// From the field `date` of an answer (RFC 9110, section 6.6.1); `None` if the field is not a
+    /// date.
     pub fn of_answer(field: &str, ours: Seconds) -> Option<Self> {
         let parsed = jiff::fmt::rfc2822::parse(field).ok()?;
         let theirs = Seconds::try_from(parsed.timestamp().as_second()).ok()?;
         Some(Self { ours, theirs })
     }
 
-    /// Both times and how far they are apart, if that is worth a word.
+    /// Both times and their difference, if it is large enough for a warning.
     pub fn differ(&self) -> Option<String> {
         let apart = self.ours.abs_diff(self.theirs);
         if apart <= MAX_SKEW_SECS {
@@ -46,7 +48,8 @@ impl Clocks {
             short => format!("{} minutes", short / 60),
         };
         Some(format!(
-            "the clocks differ: this machine's says {}, which is {apart} {side} the control plane's, which says {}",
+            "the clocks differ: this machine's shows {}, which is {apart} {side} the control \
+             plane's, which shows {}",
             date(self.ours),
             date(self.theirs)
         ))
@@ -55,14 +58,15 @@ impl Clocks {
     /// Refuses to sign with a clock that is far off.
     ///
     /// # Errors
-    /// It is.
+    /// The clock is far off.
     pub fn may_sign(&self) -> Result<(), Error> {
         match self.differ() {
             Some(differ) if self.ours.abs_diff(self.theirs) > MAX_SIGNING_SKEW_SECS => {
                 Err(Error::new(
                     Code::Refused,
                     "nothing is signed with a clock that is wrong: what is signed bears its time",
-                    "set the clock that is wrong, this machine's or the control plane's, and run the command again",
+                    "set the clock that is wrong, this machine's or the control plane's, and run \
+                     the command again",
                 )
                 .lines([differ]))
             }
@@ -70,7 +74,7 @@ impl Clocks {
         }
     }
 
-    /// An error, with both times where they may be what is behind it.
+    /// An error, extended by both times where the clocks may be the cause.
     pub fn explain(clocks: Option<&Self>, error: Error) -> Error {
         match clocks.and_then(Self::differ) {
             Some(differ) if !error.to_text().contains(&differ) => error.lines([differ]),
@@ -91,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn some_minutes_are_no_matter_and_days_are_named_and_not_signed_with() {
+    fn minutes_are_tolerated_and_a_difference_of_days_is_shown_and_stops_signing() {
         assert_eq!(clocks(0).theirs, NOW);
         let day = i64::try_from(DAY).unwrap();
         for (ahead_secs, text, signs) in [

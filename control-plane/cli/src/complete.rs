@@ -1,5 +1,5 @@
-//! What a shell completes: the command line, and the names that this home has seen. Nothing asks the network, because a key
-//! press must not wait for it; what cannot be read has no names.
+//! Shell completion: the command line, and the names that this home has seen. Completion never uses
+//! the network, because a key press must not wait for it; names that cannot be read are left out.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -12,10 +12,9 @@ use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::{Bash, Elvish, EnvCompleter, Fish, Powershell, Zsh};
 
 use crate::args;
-use crate::commands::short;
 use crate::error::Error;
 use crate::home::Home;
-use crate::machine::printable;
+use crate::machine::{printable, short};
 use crate::memory::Known;
 use crate::project::{DEFAULT_POOL, FILE, Project};
 
@@ -34,14 +33,15 @@ pub fn script(shell: Shell) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// Answers a shell's script, if that is who calls: what it is to be given on standard output.
+/// The completions that a shell's script asked for; `None` if no such script started the program.
 pub fn answer(typed: &[OsString]) -> Option<Vec<u8>> {
     let shell: Shell = std::env::var(VARIABLE).ok()?.parse().ok()?;
     let words = typed.iter().position(|word| word == "--");
     let words = typed.get(words? + 1..)?.to_vec();
     let mut command = command(&Names::of(&words));
     let mut text = Vec::new();
-    // A shell without an answer shows no completions; an error would be in the middle of the line that is being typed.
+    // A shell shows no completions for an empty answer; an error would appear in the middle of the
+    // line that is being typed.
     let folder = std::env::current_dir().ok();
     let _ = completer(shell).write_complete(&mut command, words, folder.as_deref(), &mut text);
     Some(text)
@@ -57,10 +57,10 @@ fn completer(shell: Shell) -> &'static dyn EnvCompleter {
     }
 }
 
-/// A name with what it means.
+/// A name with its description.
 type Named = (String, Option<String>);
 
-/// The names that a line may go on with.
+/// The names that can complete a line.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Names {
     functions: Vec<Named>,
@@ -74,7 +74,7 @@ struct Names {
 }
 
 impl Names {
-    /// For a line of which these words stand there.
+    /// The names for a line with these words.
     fn of(words: &[OsString]) -> Self {
         let option = |name: &str| value_of(words, name);
         let folder = option("--project").map_or_else(|| PathBuf::from("."), PathBuf::from);
@@ -112,7 +112,7 @@ impl Names {
         names
     }
 
-    /// What a home remembers.
+    /// The names that a home remembers.
     fn remember(&mut self, home: &Home, words: &[OsString]) {
         self.nodes = nodes(home);
         let Ok(Some(known)) = Known::load(home) else {
@@ -160,7 +160,7 @@ impl Names {
     }
 }
 
-/// The value of an option among the words, written in one of the two ways.
+/// The value of an option among the words, in either of its two notations.
 fn value_of(words: &[OsString], option: &str) -> Option<String> {
     let mut words = words.iter().map(|word| word.to_string_lossy());
     let found = words.find_map(|word| match word.strip_prefix(option) {
@@ -174,7 +174,7 @@ fn value_of(words: &[OsString], option: &str) -> Option<String> {
     }
 }
 
-/// The environments of a project, whose file may be half written.
+/// The environments of a project; its file may be half written.
 fn environments(folder: &Path) -> Vec<Named> {
     let text = std::fs::read_to_string(folder.join(FILE)).unwrap_or_default();
     let file: toml::Table = text.parse().unwrap_or_default();
@@ -186,7 +186,7 @@ fn environments(folder: &Path) -> Vec<Named> {
         .collect()
 }
 
-/// The nodes that an operator's home has admitted or given tokens to.
+/// The nodes that an operator's home has admitted or made tokens for.
 fn nodes(home: &Home) -> Vec<Named> {
     let mut names = BTreeSet::new();
     for (file, key) in [("nodes.json", "node"), ("joins.json", "node")] {
@@ -214,7 +214,7 @@ fn candidates(names: &[Named]) -> ArgValueCandidates {
     })
 }
 
-/// Arguments that are names of something, by their command and their id.
+/// Arguments that are names, by their command and their id.
 fn places(names: &Names) -> Vec<(&'static [&'static str], &'static str, &[Named])> {
     vec![
         (&["rollback"], "function", &names.functions),
@@ -236,7 +236,7 @@ fn places(names: &Names) -> Vec<(&'static [&'static str], &'static str, &[Named]
     ]
 }
 
-/// The parser with the names behind its arguments.
+/// The parser with the candidate names for its arguments.
 fn command(names: &Names) -> clap::Command {
     let mut command =
         args::command().mut_arg("env", |arg| arg.add(candidates(&names.environments)));
@@ -258,7 +258,7 @@ fn add(
     command.mut_subcommand(*first, |inner| add(inner, rest, id, known))
 }
 
-/// `--tenant` wherever it is.
+/// Completes `--tenant` wherever it occurs.
 fn tenants(mut command: clap::Command, known: &ArgValueCandidates) -> clap::Command {
     if command.get_arguments().any(|arg| arg.get_id() == "tenant") {
         command = command.mut_arg("tenant", |arg| arg.add(known.clone()));
@@ -282,15 +282,15 @@ mod tests {
     }
 
     #[test]
-    fn every_place_of_a_name_is_an_argument() {
+    fn every_listed_argument_exists() {
         let names = Names::default();
-        // clap panics here when a listed place names no argument.
+        // clap panics here if a listed argument does not exist.
         command(&names).debug_assert();
         assert!(places(&names).len() > 10);
     }
 
     #[test]
-    fn options_are_found_in_both_ways() {
+    fn both_notations_of_an_option_are_found() {
         let line = words("casemate --home /a status --env=staging --tenant");
         assert_eq!(value_of(&line, "--home").as_deref(), Some("/a"));
         assert_eq!(value_of(&line, "--env").as_deref(), Some("staging"));

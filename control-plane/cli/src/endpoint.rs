@@ -1,21 +1,24 @@
-//! `HOST` or `HOST:PORT`, as `casemate.toml` and the command line write where a call goes.
+//! `HOST` or `HOST:PORT`, as `casemate.toml` and the command line name the target of calls.
 
 use std::str::FromStr;
 
 use casemate_trust::host::{HostError, HostName};
+use casemate_trust::release::Scheme;
+use casemate_trust::secret::SecretLimits;
 
 /// Why a text was refused as a host with an optional port.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
-    /// The part before the port is no host name.
+    /// The part before the port is not a host name.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The part after the host is no port.
+    /// The part after the host is not a port.
     #[error("expected a port from 1 to 65535, got {0:?}")]
     Port(String),
 }
 
-/// A host and the port that was written behind it: `api.example.com`, `api.example.com:8443`, `[::1]:8443`.
+/// A host and the port that was written behind it: `api.example.com`, `api.example.com:8443`,
+/// `[::1]:8443`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// The host.
@@ -48,7 +51,7 @@ fn split(text: &str) -> (&str, Option<&str>) {
         return match rest.strip_prefix(':') {
             Some(port) => (host, Some(port)),
             None if rest.is_empty() => (host, None),
-            // Something else behind the bracket: no host has such a name.
+            // Other text behind the bracket: no host name looks like this.
             None => (text, None),
         };
     }
@@ -58,7 +61,7 @@ fn split(text: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// A host and a port as a URL's authority writes them; the port only where it is not 443.
+/// A host and a port as in a URL's authority; the port only if it is not 443.
 pub fn authority(host: &HostName, port: u16) -> String {
     let host = bracketed(host);
     match port {
@@ -67,12 +70,26 @@ pub fn authority(host: &HostName, port: u16) -> String {
     }
 }
 
-/// A host as it stands before a port.
+/// A host as it is written before a port.
 pub fn bracketed(host: &HostName) -> String {
     match host.as_ip() {
         Some(std::net::IpAddr::V6(address)) => format!("[{address}]"),
         _ => host.to_string(),
     }
+}
+
+/// The hosts of a secret's limits with their ports, for people.
+pub fn authorities(limits: &SecretLimits) -> Vec<String> {
+    let standard = [Scheme::Https.default_port()];
+    let ports = match limits.ports.as_slice() {
+        [] => &standard,
+        ports => ports,
+    };
+    let all = limits
+        .hosts
+        .iter()
+        .flat_map(|host| ports.iter().map(|port| authority(host, *port)));
+    all.collect()
 }
 
 #[cfg(test)]
@@ -107,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn a_written_endpoint_can_be_read_again() {
         for text in ["a.test", "a.test:8443", "[::1]", "[::1]:25"] {
             let endpoint: Endpoint = text.parse().unwrap();
             assert_eq!(

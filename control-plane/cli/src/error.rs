@@ -1,4 +1,4 @@
-//! One error for the whole program: what was wrong, where, and what to do next.
+//! The one error type of the program: what was wrong, where, and what to do next.
 
 use std::fmt;
 
@@ -6,14 +6,14 @@ use serde_json::{Value, json};
 
 use crate::machine::{printable, printable_lines};
 
-/// What kind of thing went wrong: a stable name for scripts, and the exit code.
+/// The kind of an error: a stable name for scripts, and the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
-    /// The command line asks for something that makes no sense.
+    /// The arguments contradict each other or make no sense together.
     Usage,
     /// `casemate.toml` has mistakes.
     Project,
-    /// A file that was named does not exist or cannot be used as what it should be.
+    /// A named file does not exist or has the wrong content.
     Input,
     /// The function's source cannot be bundled.
     Bundle,
@@ -25,33 +25,35 @@ pub enum Code {
     NoKey,
     /// A key file did not open with the passphrase.
     Passphrase,
-    /// Something of that name is there already.
+    /// An object of that name exists already.
     Exists,
-    /// The control plane knows nothing of that name.
+    /// The control plane has no object of that name.
     NotFound,
     /// The control plane did not answer.
     Unreachable,
-    /// Whoever answered does not hold the key that the fleet's root signed.
+    /// The server does not hold the key that the fleet's root signed.
     NotTheControlPlane,
     /// The token does not allow this.
     Forbidden,
     /// The control plane refused a request; its own code is in the text.
     Api,
-    /// A statement was shown that a node would refuse too.
+    /// The control plane shows a statement that a node would refuse.
     Refused,
-    /// Somebody else was faster; trying again may work.
+    /// Another client was faster; trying again may work.
     Conflict,
     /// Another `casemate` works with the same home folder.
     Busy,
-    /// A manifest is signed and stored, and nodes that are not connected take it when they are back.
+    /// A manifest is signed and stored, and nodes that are not connected receive it when they are
+    /// back.
     NodesAway,
     /// A manifest is signed and stored, and a node refused it.
     NodeRefused,
-    /// A manifest is signed and stored, and nodes that are connected have not taken it in time.
+    /// A manifest is signed and stored, and connected nodes have not accepted it in time.
     NotAcknowledged,
-    /// A manifest is signed and stored, and what the nodes made of it could not be found out.
+    /// A manifest is signed and stored, and its state at the nodes could not be read.
     WaitBroken,
-    /// A release is signed and stored, and a node cannot load it: what ran there before goes on.
+    /// A release is signed and stored, and a node cannot load it: the earlier release keeps
+    /// running.
     LoadFailed,
     /// A newer `casemate` has written the home folder.
     Newer,
@@ -59,14 +61,14 @@ pub enum Code {
     CannotCreate,
     /// Reading or writing failed.
     Io,
-    /// Standard output was closed by whoever read it: nothing to complain about.
+    /// The reader of standard output closed it: this is not reported.
     Closed,
-    /// A mistake of ours.
+    /// A fault of this program.
     Internal,
 }
 
 impl Code {
-    /// Every kind, for the table in the tenants' guide.
+    /// All codes, for the table in the tenants' guide.
     pub const ALL: &[Self] = &[
         Self::Usage,
         Self::Project,
@@ -97,7 +99,7 @@ impl Code {
         Self::Internal,
     ];
 
-    /// The name in JSON.
+    /// The name of the code in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Usage => "usage",
@@ -130,7 +132,8 @@ impl Code {
         }
     }
 
-    /// The exit code, after BSD's `sysexits`; from 80 on a manifest is signed and stored, and not everywhere yet.
+    /// The exit code, after BSD's `sysexits`; from 80 on a manifest is signed and stored, but does
+    /// not run everywhere yet.
     pub fn exit(self) -> u8 {
         match self {
             Self::Closed => 0,
@@ -154,7 +157,7 @@ impl Code {
     }
 }
 
-/// What is told to the person at the keyboard.
+/// An error, written for the person at the keyboard.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct Error(Box<Told>);
@@ -173,7 +176,7 @@ struct Told {
 }
 
 impl Error {
-    /// What was wrong, and the next step: there is no error without one.
+    /// An error with its cause and the next step; every error has one.
     pub fn new(code: Code, what: impl Into<String>, next: impl Into<String>) -> Self {
         Self(Box::new(Told {
             code,
@@ -186,14 +189,14 @@ impl Error {
         }))
     }
 
-    /// Where: a file, a URL, an object's name.
+    /// The place of the error: a file, a URL, an object's name.
     #[must_use]
     pub fn at(mut self, place: impl fmt::Display) -> Self {
         self.0.place = Some(place.to_string());
         self
     }
 
-    /// Particulars, a line each: mistakes with their line numbers, a code frame.
+    /// Details, a line each: mistakes with their line numbers, a code frame.
     #[must_use]
     pub fn lines(mut self, lines: impl IntoIterator<Item = String>) -> Self {
         self.0.lines.extend(lines);
@@ -207,19 +210,19 @@ impl Error {
         self
     }
 
-    /// What the control plane itself answered.
+    /// The control plane's own answer.
     #[must_use]
     pub fn remote(mut self, detail: casemate_api::error::ErrorDetail) -> Self {
         self.0.remote = Some(detail);
         self
     }
 
-    /// The control plane's own code, when the error is its answer.
+    /// The control plane's own code, if the error is its answer.
     pub fn remote_code(&self) -> Option<&str> {
         self.0.remote.as_ref().map(|detail| detail.code.as_str())
     }
 
-    /// A mistake of ours, such as a value of our own that does not serialise.
+    /// A fault of this program, such as an own value that cannot be serialised.
     pub fn internal(what: impl Into<String>) -> Self {
         Self::new(
             Code::Internal,
@@ -228,12 +231,12 @@ impl Error {
         )
     }
 
-    /// Its kind.
+    /// The error's code.
     pub fn code(&self) -> Code {
         self.0.code
     }
 
-    /// What was wrong and where, in one line.
+    /// The cause and the place, in one line.
     pub fn summary(&self) -> String {
         let place = self.0.place.as_ref();
         let mut text = place.map_or_else(
@@ -247,12 +250,12 @@ impl Error {
         text
     }
 
-    /// What to do about it.
+    /// The next step.
     pub fn next_step(&self) -> &str {
         &self.0.next
     }
 
-    /// For `--json`.
+    /// The error as `--json` prints it.
     pub fn to_json(&self) -> Value {
         json!({ "error": {
             "code": self.0.code.name(),
@@ -266,8 +269,9 @@ impl Error {
         }})
     }
 
-    /// For people, without colours: `error: `, then indented particulars, then the next step. Parts of it may be others'
-    /// words, also inside of the error underneath; none of them gets out of its line.
+    /// The error for people, without colours: `error: `, then indented details, then the next step.
+    /// Parts of the text may come from others, also inside of the error underneath; no part can
+    /// leave its line.
     pub fn to_text(&self) -> String {
         let mut text = format!("error: {}\n", printable(&self.0.what));
         if let Some(place) = &self.0.place {
@@ -303,7 +307,8 @@ impl Error {
 mod tests {
     use super::*;
 
-    /// A kind that [`Code::ALL`] lacks does not compile here; its place in the list is the number.
+    /// A code that [`Code::ALL`] lacks does not compile here; its position in the list is the
+    /// number.
     fn place(code: Code) -> usize {
         match code {
             Code::Usage => 0,
@@ -337,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guide_has_every_exit_code_with_the_names_that_end_with_it() {
+    fn the_guide_lists_every_exit_code_with_its_names() {
         assert!(
             Code::ALL
                 .iter()
@@ -377,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_what_where_why_and_what_next() {
+    fn an_error_shows_cause_place_source_and_next_step() {
         let error = Error::new(
             Code::Io,
             "cannot read the key file",

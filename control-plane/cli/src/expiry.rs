@@ -1,4 +1,4 @@
-//! What expires, out of what this home knows.
+//! Lists the objects that this home knows and that expire.
 
 use casemate_trust::Seconds;
 use casemate_trust::judge::TenantState;
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::memory::Known;
 
-/// Who renews something.
+/// The person who renews an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Who {
@@ -16,23 +16,23 @@ pub enum Who {
     Tenant,
 }
 
-/// Something that expires.
+/// An object that expires.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Expiry {
     /// Its kind, such as `pool`.
     pub kind: &'static str,
-    /// Which of the kind; empty where there is one.
+    /// The object's name; empty where only one of its kind exists.
     pub name: String,
-    /// From when on it is worth nothing, Unix time.
+    /// The time from which on it is invalid, Unix time.
     pub expires: Seconds,
-    /// Who renews it.
+    /// The person who renews it.
     pub by: Who,
-    /// How, as a sentence.
+    /// How it is renewed, as a sentence.
     pub how: String,
 }
 
 impl Expiry {
-    /// Something that the operator renews.
+    /// An object that the operator renews.
     pub fn operators(
         kind: &'static str,
         name: impl ToString,
@@ -48,7 +48,7 @@ impl Expiry {
         }
     }
 
-    /// Something that the tenant renews.
+    /// An object that the tenant renews.
     pub fn tenants(
         kind: &'static str,
         name: impl ToString,
@@ -61,7 +61,7 @@ impl Expiry {
         }
     }
 
-    /// For a sentence.
+    /// The object as part of a sentence.
     pub fn what(&self) -> String {
         match (self.kind, self.name.as_str()) {
             ("root", _) => "the fleet's root".to_owned(),
@@ -73,7 +73,7 @@ impl Expiry {
     }
 }
 
-/// What only the root renews: root, online key, newest pool keys, tenants' statements.
+/// The objects that only the root renews: root, online key, newest pool keys, tenants' statements.
 pub fn of_fleet(known: &Known) -> Vec<Expiry> {
     let judge = known.judge();
     let root = judge.root().map(|root| {
@@ -81,7 +81,7 @@ pub fn of_fleet(known: &Known) -> Vec<Expiry> {
         Expiry::operators("root", "", root.expires, how)
     });
     let online = judge.online().map(|online| {
-        let how = "Sign it anew: `casemate fleet online`, then `casemate fleet publish`.";
+        let how = "Sign it again: `casemate fleet online`, then `casemate fleet publish`.";
         Expiry::operators("online key", "", online.expires, how)
     });
     let pools = judge.pools().map(|pool| {
@@ -96,6 +96,6 @@ pub fn of_fleet(known: &Known) -> Vec<Expiry> {
 /// A tenant's statement.
 pub fn of_tenant(state: &TenantState) -> Expiry {
     let tenant = &state.tenant;
-    let how = format!("Sign it anew: `casemate tenant update {}`.", tenant.name);
+    let how = format!("Sign it again: `casemate tenant update {}`.", tenant.name);
     Expiry::operators("tenant", &tenant.name, tenant.expires, how)
 }

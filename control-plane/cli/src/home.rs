@@ -1,4 +1,5 @@
-//! The home folder: who this machine is to one fleet. Keys, the connection and the memory of what was seen.
+//! The home folder: who this machine is to one fleet. Keys, the connection and the memory of what
+//! was seen.
 //!
 //! ```text
 //! connection.json   where the control plane is, its pinned key, the token
@@ -13,14 +14,16 @@
 //! bundles/          tenant: bundles of those releases that were deployed from this home
 //! format.json       which format all this has; read first
 //! ```
-//! Every file is 0600 in folders of 0700, and replaced as a whole: a kill leaves the old one or the new one.
+//! Every file is 0600 in folders of 0700, and replaced as a whole: a kill leaves the old one or the
+//! new one.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use casemate_durable::PRIVATE;
 use casemate_trust::format::{Format, MARK, Marking};
 use casemate_trust::name::Name;
 use serde::Serialize;
@@ -28,25 +31,29 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Code, Error};
 
-/// The formats of a home folder. What earlier programs would misread gets a number of its own, and a fixture.
+/// The formats of a home folder. A change that earlier programs would misread gets a number of its
+/// own, and a fixture.
 const FORMAT: Format = Format {
     what: "this home folder",
     newest: 1,
 };
-/// Largest file that is read from the home folder, in bytes: far above a memory of thousands of tenants.
+/// Largest file that is read from the home folder, in bytes: far above a memory of thousands of
+/// tenants.
 const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
-/// How long another `casemate` with the same home is waited for: most commands are through by then.
+/// How long the program waits for another `casemate` that uses the same home: most commands end
+/// within that time.
 const LOCK_WAIT: Duration = Duration::from_secs(15);
-/// Between two tries for the lock.
+/// Pause between two tries for the lock.
 const LOCK_RETRY: Duration = Duration::from_millis(50);
 
-/// A home folder.
+/// A home folder: keys, memory and connection of one operator or tenant. Opened once by the program
+/// and lent to the command; whoever writes holds a [`Lock`].
 #[derive(Debug, Clone)]
 pub struct Home {
     path: PathBuf,
 }
 
-/// Held while files of the home folder are changed; given back when dropped.
+/// Held while files of the home folder are changed; the lock is released when this is dropped.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
@@ -56,7 +63,7 @@ impl Home {
     /// The folder given with `--home`, else `casemate` in the user's configuration folder (XDG).
     ///
     /// # Errors
-    /// Neither `XDG_CONFIG_HOME` nor `HOME` says where that is.
+    /// Neither `XDG_CONFIG_HOME` nor `HOME` is set.
     pub fn locate(given: Option<PathBuf>) -> Result<Self, Error> {
         Self::of_profile(given, None)
     }
@@ -91,12 +98,12 @@ impl Home {
             })
     }
 
-    /// Where it is.
+    /// The path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A file in it.
+    /// The path of a file in the folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
@@ -104,7 +111,7 @@ impl Home {
     /// Refuse the home of a newer `casemate`, before anything in it is read or changed.
     ///
     /// # Errors
-    /// A newer program has written it, or its mark cannot be read.
+    /// A newer program has written it, or its format file cannot be read.
     pub fn must_be_readable(&self) -> Result<(), Error> {
         match self.marking()? {
             Marking::Needed => self.mark(),
@@ -119,8 +126,9 @@ impl Home {
             Error::new(
                 Code::Newer,
                 "this home folder is not opened",
-                "install the newer casemate on this machine, or give another home with `--home DIR`; an older casemate would \
-                 forget what it does not know, and with that what refuses a rollback",
+                "install the newer casemate on this machine, or give another home with \
+                 `--home DIR`; an older casemate would forget what it does not know, and with that \
+                 what refuses a rollback",
             )
             .at(path.display())
             .source(error)
@@ -134,7 +142,7 @@ impl Home {
     /// Keep other `casemate` programs out of this home until the lock is dropped.
     ///
     /// # Errors
-    /// Another one holds it for too long, or the folder cannot be made.
+    /// Another program holds the lock for too long, or the folder cannot be made.
     pub fn lock(&self) -> Result<Lock, Error> {
         self.lock_within(LOCK_WAIT)
     }
@@ -156,7 +164,8 @@ impl Home {
                     match self.marking()? {
                         Marking::Done => {}
                         Marking::Needed => self.mark()?,
-                        // Whoever only reads may do so on a full disk; the next lock tries again.
+                        // A command that only reads works on a full disk too; the next lock tries
+                        // again.
                         Marking::Wanted => drop(self.mark()),
                     }
                     return Ok(Lock { _file: file });
@@ -177,10 +186,10 @@ impl Home {
         }
     }
 
-    /// Read a JSON file of ours; `None` when it is not there.
+    /// Read a JSON file of this program; `None` if it does not exist.
     ///
     /// # Errors
-    /// It cannot be read, others may read it, or it is not what we wrote.
+    /// The file cannot be read, other users may read it, or its content is not of this program.
     pub fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
         let path = self.file(name);
         let Some(bytes) = read_private(&path)? else {
@@ -197,10 +206,10 @@ impl Home {
         })
     }
 
-    /// Write a JSON file of ours.
+    /// Write a JSON file of this program.
     ///
     /// # Errors
-    /// The file cannot be written; the old one is as it was.
+    /// The file cannot be written; the old one is unchanged.
     pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), Error> {
         let mut text = serde_json::to_vec_pretty(value)
             .map_err(|error| Error::internal(format!("{name} has no JSON")).source(error))?;
@@ -209,10 +218,10 @@ impl Home {
     }
 }
 
-/// Read a file that only its owner may read; `None` when it is not there.
+/// Read a file that only its owner may read; `None` if it does not exist.
 ///
 /// # Errors
-/// It cannot be read, is too large, or its mode lets others read it.
+/// The file cannot be read, is too large, or its mode lets others read it.
 pub fn read_private(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -250,37 +259,17 @@ pub fn read_private(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     Ok(Some(bytes))
 }
 
-/// Replace a file as a whole, readable for its owner alone, and have it on the disk before returning.
+/// Replace a file as a whole, readable for its owner alone, and have it on the disk before
+/// returning.
 ///
 /// # Errors
-/// Folder or file cannot be written; the old file is as it was.
+/// The folder or file cannot be written; the old file is unchanged.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let folder = path
         .parent()
         .ok_or_else(|| Error::internal("a file without a folder"))?;
     make_folder(folder)?;
-    let name = path
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let temporary = folder.join(format!(".{name}.{}.new", std::process::id()));
-    let written = (|| {
-        // A left-over of a process with the same number must not be written through.
-        let _ = fs::remove_file(&temporary);
-        let mut file = OpenOptions::new()
-            .create_new(true)
-            .write(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_all()
-    })();
-    written.map_err(|error| {
-        let _ = fs::remove_file(&temporary);
-        cannot_write(path, error)
-    })
+    casemate_durable::replace(path, PRIVATE, bytes).map_err(|error| cannot_write(path, error))
 }
 
 fn make_folder(path: &Path) -> Result<(), Error> {
@@ -358,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn the_second_of_two_programs_is_told_to_wait() {
+    fn the_second_of_two_programs_asks_its_user_to_wait() {
         let (_dir, home) = home();
         let held = home.lock().unwrap();
         let waited = home.lock_within(LOCK_RETRY);

@@ -17,7 +17,7 @@ use crate::machine::random;
 pub const ROOT: &str = "root.key";
 /// File of the tenant's key.
 pub const TENANT: &str = "tenant.key";
-/// File of the tenant's public key, so that nobody needs a passphrase to show it.
+/// File of the tenant's public key, which can be shown without a passphrase.
 pub const TENANT_PUBLIC: &str = "tenant.pub";
 /// File of the key that a tenant's manifest names for statements of freshness.
 pub const FRESHNESS: &str = "freshness.key";
@@ -33,17 +33,18 @@ pub fn pool_file(pool: &Name, epoch: u64) -> String {
 
 type Secret = Zeroizing<Vec<u8>>;
 
-/// Where passphrases come from: a file, the environment, else the terminal.
+/// The sources of passphrases: a file, the environment, else the terminal.
 #[derive(Default)]
 pub struct Passphrases {
     file: Option<PathBuf>,
     environment: Option<Secret>,
-    /// The one that was asked for last: root and pool keys of one operator usually have the same.
+    /// The passphrase that was typed last: the root and pool keys of an operator usually have the
+    /// same.
     asked: RefCell<Option<Secret>>,
 }
 
 impl Passphrases {
-    /// The file of `--passphrase-file`, and the environment's `CASEMATE_PASSPHRASE`.
+    /// With the file of `--passphrase-file`, and the environment's `CASEMATE_PASSPHRASE`.
     pub fn new(file: Option<PathBuf>) -> Self {
         let environment = std::env::var("CASEMATE_PASSPHRASE").ok();
         Self {
@@ -72,7 +73,7 @@ impl Passphrases {
         )))
     }
 
-    /// The passphrase of a key that is there.
+    /// The passphrase of an existing key.
     fn known(&self, key: &Path) -> Result<Secret, Error> {
         if let Some(given) = self.given()? {
             return Ok(given);
@@ -85,10 +86,10 @@ impl Passphrases {
         Ok(passphrase)
     }
 
-    /// The passphrase of a key that is being made, typed twice.
+    /// The passphrase of a new key, typed twice.
     ///
     /// # Errors
-    /// None is given and nobody can be asked, or it is too short.
+    /// None is given and there is no terminal, or it is too short.
     pub fn choose(&self, key: &str) -> Result<Secret, Error> {
         let passphrase = match self.given()? {
             Some(given) => given,
@@ -141,7 +142,7 @@ fn ask(prompt: &str) -> Result<Secret, Error> {
 /// How a new key file is protected.
 #[derive(Clone)]
 pub enum Protection {
-    /// Not at all but by its mode.
+    /// Only by the mode of its file.
     Plain,
     /// By a passphrase.
     Passphrase(Secret),
@@ -155,12 +156,12 @@ pub struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// Those of `home`.
+    /// The key files of `home`.
     pub fn new(home: &'a Home, passphrases: &'a Passphrases) -> Self {
         Self { home, passphrases }
     }
 
-    /// Whether a key file is there.
+    /// Whether a key file exists.
     pub fn has(&self, file: &str) -> bool {
         self.home.file(file).exists()
     }
@@ -168,7 +169,7 @@ impl<'a> Keys<'a> {
     /// How a new key is to be protected.
     ///
     /// # Errors
-    /// No passphrase can be had.
+    /// No passphrase is given, and there is no terminal.
     pub fn protection(&self, plain: bool, what: &str) -> Result<Protection, Error> {
         if plain {
             return Ok(Protection::Plain);
@@ -176,7 +177,7 @@ impl<'a> Keys<'a> {
         self.passphrases.choose(what).map(Protection::Passphrase)
     }
 
-    /// The protection that an existing key file has, for those that belong to it.
+    /// The protection of an existing key file, for files that belong to it.
     ///
     /// # Errors
     /// There is no such file, or its passphrase is wrong.
@@ -192,7 +193,7 @@ impl<'a> Keys<'a> {
     /// Write a new key file; an existing one is never replaced.
     ///
     /// # Errors
-    /// It exists already, or cannot be written.
+    /// The file exists already, or cannot be written.
     pub fn create(
         &self,
         file: &str,
@@ -204,8 +205,8 @@ impl<'a> Keys<'a> {
         if path.exists() {
             return Err(Error::new(
                 Code::Exists,
-                "a key file of that name is there already",
-                "keep it; to begin anew use another home with `--home DIR`",
+                "a key file of that name exists already",
+                "keep it; to start again use another home with `--home DIR`",
             )
             .at(path.display()));
         }
@@ -239,7 +240,7 @@ impl<'a> Keys<'a> {
     /// The seed in a key file.
     ///
     /// # Errors
-    /// There is no such file, it is another key's, or the passphrase is wrong.
+    /// There is no such file, it holds a key for another purpose, or the passphrase is wrong.
     pub fn seed(&self, file: &str, purpose: Purpose) -> Result<Zeroizing<[u8; SEED_BYTES]>, Error> {
         let (text, path) = self.text(file)?;
         let encrypted = keyfile::is_encrypted(&text).map_err(|error| damaged(&path, error))?;
@@ -266,8 +267,8 @@ impl<'a> Keys<'a> {
             .map_err(|error| Error::internal("the key file's seed makes no key").source(error))
     }
 
-    /// The key that is to take another's place, with the same protection: made now, or by a command that was cut off. It lies
-    /// beside the other until [`Keys::promote_key`].
+    /// The key that is to replace another, with the same protection: made now, or earlier by a
+    /// command that was interrupted. It lies beside the other until [`Keys::promote_key`].
     ///
     /// # Errors
     /// There is no key to be replaced, or no file can be written.
@@ -282,12 +283,12 @@ impl<'a> Keys<'a> {
         self.signing(&next, purpose)
     }
 
-    /// Whether a key waits to take another's place: a command was cut off.
+    /// Whether a key waits to replace another because a command was interrupted.
     pub fn has_next(&self, file: &str) -> bool {
         self.has(&next_file(file))
     }
 
-    /// Put the next key in its place, and keep the earlier one: under which path.
+    /// Put the next key in its place, and keep the earlier one; returns the earlier key's path.
     ///
     /// # Errors
     /// The files cannot be renamed.
@@ -296,13 +297,13 @@ impl<'a> Keys<'a> {
         let free = (1..).map(|number| self.home.file(&format!("{file}.earlier-{number}")));
         let kept = free.into_iter().find(|path| !path.exists());
         let kept = kept.ok_or_else(|| Error::internal("no more names for earlier keys"))?;
-        // Linked and not moved: there is a key under the usual name at every moment.
+        // The file is linked and not moved: a key exists under the usual name at every moment.
         let moved = std::fs::hard_link(&place, &kept).and_then(|()| std::fs::rename(&next, &place));
         moved.map_err(|error| crate::home::cannot_write(&place, error))?;
         Ok(kept)
     }
 
-    /// The same for a key whose public half has a file too.
+    /// Like [`Keys::promote_key`], for a key whose public half has a file too.
     ///
     /// # Errors
     /// The files cannot be written.
@@ -324,10 +325,11 @@ impl<'a> Keys<'a> {
         self.home.read_json(TENANT_PUBLIC)
     }
 
-    /// Make an Ed25519 key with a file for its public half, or find the one that is there; whether it is new.
+    /// Make an Ed25519 key with a file for its public half, or find the existing one; returns
+    /// whether it is new.
     ///
     /// # Errors
-    /// A file cannot be read or written, or no passphrase can be had.
+    /// A file cannot be read or written, or no passphrase is given.
     pub fn find_or_make(
         &self,
         (file, public_file): (&str, &str),
@@ -358,7 +360,7 @@ fn next_file(file: &str) -> String {
     format!("{file}.next")
 }
 
-/// A tenant's key that is kept outside of the home folder, of which a threshold needs several.
+/// A tenant's key that is kept outside of the home folder, for thresholds that need several keys.
 ///
 /// # Errors
 /// See [`Keys::seed`].

@@ -1,4 +1,5 @@
-//! The command line for operators and tenants: everything that is signed or sealed is signed or sealed here.
+//! The command line for operators and tenants: everything in the fleet is signed or sealed by this
+//! program.
 #![forbid(unsafe_code)]
 
 pub mod args;
@@ -18,4 +19,5 @@ pub mod memory;
 pub mod output;
 pub mod project;
 pub mod session;
+mod slot;
 pub mod tenancy;

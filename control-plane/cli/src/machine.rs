@@ -1,4 +1,5 @@
-//! What the machine gives: the time and random bytes.
+//! The time and random bytes of the machine; and how times, digests and texts of others are shown
+//! to people.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,7 +10,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 /// Seconds of a day.
 pub const DAY: Seconds = 24 * 60 * 60;
 
-/// The time, unix seconds.
+/// The time, Unix seconds.
 pub fn now() -> Seconds {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -19,7 +20,7 @@ pub fn now() -> Seconds {
 /// Unpredictable bytes.
 pub fn random(bytes: &mut [u8]) {
     if SystemRandom::new().fill(bytes).is_err() {
-        // Without them every key would be weak: there is nothing to go on with.
+        // Without random bytes every key would be weak: the program must not continue.
         std::process::abort();
     }
 }
@@ -46,25 +47,31 @@ pub fn date_ms(time_ms: u64) -> String {
     )
 }
 
-/// Whether a character moves a terminal's cursor, begins an escape, or turns the order in which a line is shown.
+/// The beginning of a digest, for people.
+pub fn short(digest: &impl std::fmt::Display) -> String {
+    digest.to_string().chars().take(12).collect()
+}
+
+/// Whether a character moves a terminal's cursor, begins an escape sequence, or changes the order
+/// in which a line is shown.
 pub fn moves_a_terminal(c: char) -> bool {
     let turns = matches!(c, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     turns || (c.is_control() && c != '\t')
 }
 
-/// A text of others as one line that a terminal only shows.
+/// A foreign text as one line without control characters.
 pub fn printable(text: &str) -> String {
     let shown = |c| if moves_a_terminal(c) { '\u{fffd}' } else { c };
     text.chars().map(shown).collect()
 }
 
-/// The same with its lines.
+/// A foreign text with its line breaks, without other control characters.
 pub fn printable_lines(text: &str) -> String {
     let lines: Vec<_> = text.split('\n').map(printable).collect();
     lines.join("\n")
 }
 
-/// Whether a text is a name without surprises, as error codes and ids of tokens are.
+/// Whether a text consists of name characters only, as error codes and ids of tokens do.
 pub fn is_word(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
     !text.is_empty() && text.bytes().all(plain)

@@ -10,7 +10,7 @@ use casemate::output::Output;
 fn main() -> ExitCode {
     let typed: Vec<_> = std::env::args_os().collect();
     if let Some(text) = casemate::complete::answer(&typed) {
-        // A shell that has gone away completes nothing.
+        // A shell that has closed its end needs no completions.
         let _ = std::io::stdout().write_all(&text);
         return ExitCode::SUCCESS;
     }
@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     match runtime {
         Ok(runtime) => {
             let code = runtime.block_on(casemate::commands::run(typed));
-            // A bundler's thread or an open connection must not hold the prompt back.
+            // A bundler's thread or an open connection must not delay the end of the program.
             runtime.shutdown_background();
             ExitCode::from(code)
         }

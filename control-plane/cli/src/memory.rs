@@ -1,4 +1,5 @@
-//! What this home has seen of a fleet: the same judge and the same memory as a node's vault, in one file.
+//! The statements that this home has seen of a fleet, judged by the same code as in a node's vault,
+//! in one file.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,17 +16,18 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Code, Error};
 use crate::home::{Home, read_private, write_private};
 
-/// The file.
+/// Name of the file.
 const FILE: &str = "memory.json";
 /// Folder of the objects that manifests list.
 const OBJECTS: &str = "objects";
-/// Most statements that are kept before a tenant's newest one, which a tenant signs only to change its keys.
+/// Most statements that are kept before a tenant's newest one; a tenant itself signs one only to
+/// change its keys.
 const MAX_BEFORE: usize = 64;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Stored {
-    /// What refuses a rollback.
+    /// The highest versions, which refuse a rollback.
     memory: Memory,
     /// The statements themselves.
     held: Held,
@@ -40,19 +42,19 @@ struct Held {
     revocations: Option<Envelope>,
     pools: Vec<Envelope>,
     tenants: BTreeMap<TenantId, Envelope>,
-    /// Of a tenant whose newest statement the root has not signed: those before it, from the last one of the root on. Each
-    /// proves the keys that signed the next.
+    /// For a tenant whose newest statement the root has not signed: the earlier ones, from the
+    /// root's last one on. Each proves the keys that signed the next.
     #[serde(default)]
     before: BTreeMap<TenantId, Vec<Envelope>>,
     manifests: BTreeMap<TenantId, Envelope>,
 }
 
-/// What a control plane shows beside what this home remembers.
+/// How the control plane's newest statement compares with the one that this home remembers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shown {
-    /// The newest that is known.
+    /// It is the newest that is known.
     Newest,
-    /// Something older: the home goes on from what it remembers.
+    /// It is older: the home uses the one that it remembers.
     Older,
 }
 
@@ -65,7 +67,7 @@ impl Held {
             .chain(self.manifests.values())
     }
 
-    /// Leaves out what does not fit what is remembered: it comes anew.
+    /// Removes statements that do not fit the memory: they are fetched again.
     fn retain(&mut self, stays: impl Fn(&Envelope) -> bool) {
         self.roots.retain(&stays);
         self.online.take_if(|online| !stays(online));
@@ -74,7 +76,8 @@ impl Held {
         self.tenants.retain(|_, tenant| stays(tenant));
     }
 
-    /// Puts an accepted statement. Of an image and of a statement of freshness, what is remembered is all that is needed here.
+    /// Stores an accepted statement. Images and statements of freshness need only their entry in
+    /// the memory.
     fn put(&mut self, key: &RowKey, envelope: &Envelope, is_by_root: bool) {
         match key {
             RowKey::Root(_) => self.roots.push(envelope.clone()),
@@ -100,12 +103,13 @@ impl Held {
     }
 }
 
-/// What a home knows of its fleet. A statement is decided, kept in the home's file, and only then taken into the judge.
+/// Everything that a home knows of its fleet. A statement is decided, stored in the home's file,
+/// and only then accepted by the judge.
 #[derive(Debug)]
 pub struct Known {
     judge: Judge,
     held: Held,
-    /// Where the file lies; `None` for a fleet that was just met, until [`Known::save`].
+    /// The home of the file; `None` for a fleet that was just met, until [`Known::save`].
     home: Option<Home>,
 }
 
@@ -113,7 +117,7 @@ pub struct Known {
 pub type ObjectMap = BTreeMap<Digest, Vec<u8>>;
 
 impl Known {
-    /// A fleet of which nothing but its fingerprint is known.
+    /// A fleet of which only the fingerprint is known.
     pub fn new(fleet: FleetId) -> Self {
         Self {
             judge: Judge::new(fleet, None),
@@ -122,10 +126,10 @@ impl Known {
         }
     }
 
-    /// What this home remembers, if anything.
+    /// The fleet that this home remembers, if any.
     ///
     /// # Errors
-    /// The file is damaged: without it a rollback could not be refused, so nothing goes on.
+    /// The file is damaged: without it a rollback could not be refused, so every command stops.
     pub fn load(home: &Home) -> Result<Option<Self>, Error> {
         let Some(Stored { memory, mut held }) = home.read_json::<Stored>(FILE)? else {
             return Ok(None);
@@ -135,8 +139,8 @@ impl Known {
             .map(|envelope| (envelope.payload_digest(), envelope.clone()));
         let objects = |digest: &Digest| load_object(home, digest);
         let (judge, refused) = Judge::replay(memory, None, rows, &objects);
-        // The roots before the newest are its ancestors. A manifest is kept even when an object is missing here: the object is
-        // fetched when the manifest is looked at.
+        // The roots before the newest are its ancestors. A manifest is kept even if an object is
+        // missing here: the object is fetched when the manifest is read.
         let is_ancestor = |refusal: &Refusal| matches!(refusal, Refusal::RootVersionLower(..));
         let unfit = refused
             .into_iter()
@@ -147,10 +151,10 @@ impl Known {
         Ok(Some(Self { judge, held, home }))
     }
 
-    /// Writes down a fleet that was just met; of any other, everything is written already.
+    /// Writes the file for a fleet that was just met; for any other, everything is written already.
     ///
     /// # Errors
-    /// The file cannot be written; the old one is as it was.
+    /// The file cannot be written; the old one is unchanged.
     pub fn save(&mut self, home: &Home) -> Result<(), Error> {
         if self.home.is_none() {
             let (memory, held) = (self.judge.memory().clone(), self.held.clone());
@@ -169,7 +173,7 @@ impl Known {
         Ok(stored.held)
     }
 
-    /// What was accepted.
+    /// The accepted statements.
     pub fn judge(&self) -> &Judge {
         &self.judge
     }
@@ -179,7 +183,8 @@ impl Known {
         self.judge.fleet()
     }
 
-    /// The statements that everybody in the fleet needs: roots, online key, revoked nodes, pools.
+    /// The statements that every member of the fleet needs: roots, online key, revoked nodes,
+    /// pools.
     pub fn fleet_statements(&self) -> impl Iterator<Item = &Envelope> {
         let held = &self.held;
         let single = held.online.iter().chain(&held.revocations);
@@ -205,10 +210,11 @@ impl Known {
         self.held.manifests.get(id)
     }
 
-    /// Sign with the newest root's key what earlier roots have signed, for nodes that start afresh; how many statements.
+    /// Sign with the newest root's key what earlier roots have signed, for nodes that start afresh;
+    /// returns how many statements.
     ///
     /// # Errors
-    /// The file cannot be written; the old one is as it was.
+    /// The file cannot be written; the old one is unchanged.
     pub fn sign_anew(&mut self, key: &SigningKey) -> Result<usize, Error> {
         let mut held = self.held.clone();
         let fleet = held.online.iter_mut().chain(&mut held.revocations);
@@ -222,14 +228,14 @@ impl Known {
             count += 1;
         }
         if count > 0 {
-            // What the tenants have signed on the way to their newest statements is not needed any more.
+            // The statements before the tenants' newest ones are not needed any more.
             held.before.clear();
             self.held = self.write(self.judge.memory().clone(), held)?;
         }
         Ok(count)
     }
 
-    /// Whether any root of the fleet that this home has seen has signed this.
+    /// Whether any root of the fleet that this home has seen has signed the statement.
     pub fn was_signed_by_root(&self, envelope: &Envelope) -> bool {
         let roots = self
             .held
@@ -241,15 +247,15 @@ impl Known {
             .any(|root| envelope.verify(&root.keys, root.threshold))
     }
 
-    /// Decide any statement but a manifest.
+    /// Decide about any statement except a manifest.
     ///
     /// # Errors
-    /// The refusal: a node would refuse it too.
+    /// A node would refuse the statement too.
     pub fn decide(&self, envelope: &Envelope, now: Seconds) -> Result<Change, Refusal> {
         self.judge.decide(envelope, now, &no_objects)
     }
 
-    /// Decide a manifest with what it lists.
+    /// Decide about a manifest with the objects that it lists.
     ///
     /// # Errors
     /// The refusal: [`Refusal::Missing`] says what to fetch first.
@@ -263,7 +269,7 @@ impl Known {
         self.judge.decide(envelope, now, &find)
     }
 
-    /// Write down a decided statement, and only then go on from it.
+    /// Store a decided statement, and accept it only after that.
     ///
     /// # Errors
     /// The file cannot be written; nothing has changed.
@@ -290,18 +296,18 @@ impl Known {
         Ok(accepted)
     }
 
-    /// Decide and keep any statement but a manifest.
+    /// Decide about and store any statement except a manifest.
     ///
     /// # Errors
-    /// The refusal: a node would refuse it too; or the file cannot be written.
+    /// A node would refuse the statement too; or the file cannot be written.
     pub fn accept(&mut self, envelope: &Envelope, now: Seconds) -> Result<Accepted, Error> {
         let decided = self.decide(envelope, now);
         let change = decided.map_err(|refusal| refused_statement(envelope, refusal))?;
         self.keep(change, envelope)
     }
 
-    /// Judge several statements of one thing, oldest first. Those below what is remembered are the past and are passed over;
-    /// whether the newest of them is, is the answer.
+    /// Judge several statements about one object, oldest first. Statements older than the
+    /// remembered one are skipped; the result tells whether the newest of them is older.
     ///
     /// # Errors
     /// Any other refusal of the newest.
@@ -323,8 +329,8 @@ impl Known {
         Ok(shown)
     }
 
-    /// Judge pools of the control plane. One that has expired before it was ever seen here is none that anything would be
-    /// sealed to; it is passed over.
+    /// Judge the pools that the control plane lists. A pool that has expired before this home ever
+    /// saw it would never be used for sealing; it is skipped.
     ///
     /// # Errors
     /// Any other refusal.
@@ -340,7 +346,7 @@ impl Known {
     }
 }
 
-/// An object of the home's cache, if it is there and whole.
+/// An object of the home's cache, if it exists and is undamaged.
 pub fn load_object(home: &Home, digest: &Digest) -> Option<Vec<u8>> {
     let path = home.file(OBJECTS).join(digest.to_string());
     let bytes = read_private(&path).ok().flatten()?;
@@ -365,14 +371,14 @@ pub fn keep_objects(home: &Home, objects: &ObjectMap) -> Result<(), Error> {
             .to_str()
             .and_then(|name| name.parse().ok());
         if digest.is_none_or(|digest: Digest| !objects.contains_key(&digest)) {
-            // A left-over costs nothing but its bytes.
+            // A file that remains costs only its disk space.
             let _ = std::fs::remove_file(entry.path());
         }
     }
     Ok(())
 }
 
-/// Whether a statement is refused for nothing but that a newer one is remembered.
+/// Whether a statement is refused only because a newer one is remembered.
 fn is_past(refusal: &Refusal) -> bool {
     matches!(
         refusal,
@@ -400,7 +406,7 @@ pub fn refused_statement(envelope: &Envelope, refusal: Refusal) -> Error {
     refused(kind_name(envelope.payload_type()), refusal)
 }
 
-/// The error for what a node would refuse too.
+/// The error for an object that a node would refuse too.
 pub fn refused(what: &str, refusal: Refusal) -> Error {
     let next = match &refusal {
         Refusal::RootVersionLower(..)
@@ -408,8 +414,8 @@ pub fn refused(what: &str, refusal: Refusal) -> Error {
         | Refusal::RevocationsVersionLower(..)
         | Refusal::TenantVersionLower(..)
         | Refusal::ManifestVersionLower(..) => {
-            "the control plane shows something older than this home has seen: it was restored from an old backup, or \
-             somebody rolls it back. Ask the operator; nothing was accepted"
+            "the control plane shows something older than this home has seen: it was restored from \
+             an old backup, or an attacker rolls it back. Ask the operator; nothing was accepted"
         }
         Refusal::RootEqualOther
         | Refusal::OnlineEqualOther
@@ -417,8 +423,9 @@ pub fn refused(what: &str, refusal: Refusal) -> Error {
         | Refusal::RevocationsEqualOther
         | Refusal::TenantEqualOther
         | Refusal::ManifestEqualOther => {
-            "two different statements of one version were signed: somebody else holds a key, or another home signed at the \
-             same time. Compare with whoever holds the keys; nothing was accepted"
+            "two different statements of one version were signed: somebody else holds a key, or \
+             another home signed at the same time. Compare with the other key holders; nothing was \
+             accepted"
         }
         Refusal::ImageVersionLower { .. } | Refusal::ImageEqualOther { .. } => {
             "build it with a higher version: `casemate image build --image-version X.Y.Z`"
@@ -427,16 +434,17 @@ pub fn refused(what: &str, refusal: Refusal) -> Error {
             "compare the fingerprint with the operator, not over the network; nothing was accepted"
         }
         Refusal::RootExpired(_) => {
-            "nothing that the fleet's root says is accepted any more until the operator signs the next root with it"
+            "no statement of the fleet's root is accepted any more until the operator signs the \
+             next root with it"
         }
         Refusal::PoolExpired(_) => "ask the operator to run `casemate pool rotate`",
         Refusal::OnlineExpired(_) => "ask the operator to run `casemate fleet online`",
-        Refusal::ManifestExpired(_) => "sign it anew with `casemate renew`",
+        Refusal::ManifestExpired(_) => "sign it again with `casemate renew`",
         Refusal::FreshnessFromFuture(_) => "set the clock of this machine",
         Refusal::TenantExpired(_) => {
             "ask the operator to renew the tenant's statement with `casemate tenant hosts`"
         }
-        _ => "nothing was accepted; ask whoever signed it",
+        _ => "nothing was accepted; ask its signer",
     };
     Error::new(
         Code::Refused,

@@ -1,4 +1,4 @@
-//! What goes to the terminal: results on standard output, everything else on standard error.
+//! Output of the program: results on standard output, everything else on standard error.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::machine::{moves_a_terminal, printable, printable_lines};
 
 /// How often a spinner moves.
 const TICK: Duration = Duration::from_millis(120);
-/// The only escapes that leave this program: the colours that it uses itself. Everything else that it shows may have come
+/// The only escape sequences that this program prints: its own colours. Every other text may come
 /// from the control plane or, through it, from a node.
 const STYLES: &[&str] = &[
     "\u{1b}[0m",
@@ -26,7 +26,7 @@ const STYLES: &[&str] = &[
     "\u{1b}[39m",
 ];
 
-/// The one way to the terminal. Colours and moving parts appear only on one.
+/// The only way to the terminal. Colours and spinners appear only on a terminal.
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
     json: bool,
@@ -34,7 +34,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// `json`: results are JSON. `quiet`: nothing but results and errors.
+    /// `json`: results are JSON. `quiet`: only results and errors are printed.
     pub fn new(json: bool, quiet: bool) -> Self {
         Self { json, quiet }
     }
@@ -44,7 +44,7 @@ impl Output {
         self.json
     }
 
-    /// A result: `value` with `--json`, else the text.
+    /// Prints a result: `value` with `--json`, else the text.
     ///
     /// # Errors
     /// Standard output is closed or full.
@@ -62,7 +62,7 @@ impl Output {
         write_out(&text)
     }
 
-    /// One record of a stream that goes on: a line of JSON, or the text.
+    /// Prints one record of a continuous stream: a line of JSON, or the text.
     ///
     /// # Errors
     /// Standard output is closed or full.
@@ -80,7 +80,7 @@ impl Output {
         write_out(&text)
     }
 
-    /// A text of our own as it is: a shell's completions.
+    /// Prints a text of this program unchanged: a shell's completions.
     ///
     /// # Errors
     /// Standard output is closed or full.
@@ -88,14 +88,14 @@ impl Output {
         write_out(text.trim_end_matches('\n'))
     }
 
-    /// Something that was done, for people who watch.
+    /// Reports a finished step, for people who watch.
     pub fn done(self, text: &str) {
         if !self.quiet && !self.json {
             note(&format!("{} {}", "✓".green(), printable_lines(text)));
         }
     }
 
-    /// Something that deserves a second look.
+    /// Prints a warning.
     pub fn warn(self, text: &str) {
         if self.json {
             note(&escaped(
@@ -107,14 +107,14 @@ impl Output {
         }
     }
 
-    /// Advice that nobody must read.
+    /// Prints optional advice.
     pub fn hint(self, text: &str) {
         if !self.quiet && !self.json {
             note(&format!("{}", printable_lines(text).dimmed()));
         }
     }
 
-    /// The error that ends the program.
+    /// Prints the error that ends the program.
     pub fn error(self, error: &Error) {
         if self.json {
             note(&escaped(&error.to_json().to_string()));
@@ -133,7 +133,7 @@ impl Output {
         note(&lines.join("\n"));
     }
 
-    /// A spinner with a text, for what may take over two seconds.
+    /// A spinner with a text, for work that may take over two seconds.
     pub fn progress(self, text: impl Into<String>) -> Progress {
         let moving = !self.quiet && !self.json && std::io::stderr().is_terminal();
         let bar = ProgressBar::with_draw_target(
@@ -157,7 +157,7 @@ impl Output {
     }
 }
 
-/// Work under way. Ends when dropped.
+/// Work in progress. The spinner ends when this is dropped.
 #[derive(Debug)]
 pub struct Progress {
     bar: ProgressBar,
@@ -165,7 +165,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// What is being done now. Without a terminal each new text is a line.
+    /// Changes the text of the spinner. Without a terminal each new text is a line.
     pub fn say(&self, text: impl Into<String>) {
         let text = printable(&text.into());
         if self.lines && self.bar.message() != text {
@@ -174,7 +174,8 @@ impl Progress {
         self.bar.set_message(text);
     }
 
-    /// How much of so many bytes is done, from the first call on. Without a terminal each tenth is a line.
+    /// Shows how many bytes are done, from the first call on. Without a terminal each tenth is a
+    /// line.
     pub fn bytes(&self, text: &str, done: u64, total: u64) {
         let tenth = |done: u64| done.saturating_mul(10) / total.max(1);
         if self.lines
@@ -200,7 +201,8 @@ impl Drop for Progress {
     }
 }
 
-/// A table for people: columns as wide as their widest cell, two blanks between. What a cell says stays in it.
+/// A table for people: columns as wide as their widest cell, two blanks between. A cell's text
+/// cannot leave its cell.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let printable_row = |row: &Vec<String>| row.iter().map(|cell| printable(cell)).collect();
     let rows: Vec<Vec<String>> = rows.iter().map(printable_row).collect();
@@ -223,8 +225,8 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
-/// Any JSON for people: a line for each value, indented by depth; a list of plain values, or an object of them in a list, is
-/// one line.
+/// Any JSON for people: a line for each value, indented by depth; a list of plain values, or an
+/// object of them in a list, is one line.
 pub fn outline(value: &Value) -> Vec<String> {
     let mut lines = Vec::new();
     branch(&mut lines, 1, value);
@@ -261,7 +263,7 @@ fn branch(lines: &mut Vec<String>, depth: usize, value: &Value) {
     }
 }
 
-/// A plain value or a list of such.
+/// A plain value or a list of plain values.
 fn flat(value: &Value) -> Option<String> {
     match value {
         Value::Null => Some("-".to_owned()),
@@ -297,7 +299,7 @@ fn write_out(text: &str) -> Result<(), Error> {
         .and_then(|()| out.write_all(b"\n"))
         .and_then(|()| out.flush());
     match written {
-        // `casemate logs --follow | head` is no failure.
+        // `casemate logs --follow | head` is not a failure.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(closed()),
         Err(error) => Err(Error::new(
             Code::Io,
@@ -309,7 +311,8 @@ fn write_out(text: &str) -> Result<(), Error> {
     }
 }
 
-/// A text for a terminal: its lines, our own colours, and nothing else that a terminal would obey.
+/// A text for a terminal: line breaks and this program's own colours pass, other control characters
+/// do not.
 fn shown(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     let mut rest = text;
@@ -326,7 +329,8 @@ fn shown(text: &str) -> String {
     safe
 }
 
-/// JSON for a terminal: what JSON lets stand in a string and a terminal obeys becomes an escape of JSON, so nothing is lost.
+/// JSON for a terminal: a character of a string that a terminal would obey becomes an escape of
+/// JSON, so nothing is lost.
 fn escaped(json: &str) -> String {
     let mut safe = String::with_capacity(json.len());
     for c in json.chars() {
@@ -339,18 +343,18 @@ fn escaped(json: &str) -> String {
     safe
 }
 
-/// Standard output was closed by whoever read it: the program ends, with nothing to complain about.
+/// The reader of standard output closed it: the program ends without a message.
 fn closed() -> Error {
     Error::new(
         Code::Closed,
         "standard output is closed",
-        "nothing: the reader has gone",
+        "none: the reader has closed it",
     )
 }
 
 fn note(text: &str) {
     let mut err = anstream::stderr().lock();
-    // Nowhere is left to report that standard error cannot be written.
+    // There is no other place to report that standard error cannot be written.
     let _ = writeln!(err, "{}", shown(text));
 }
 

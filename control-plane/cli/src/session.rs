@@ -1,180 +1,57 @@
-//! A command's way to the control plane: what this home knows, whom it talks to, and that these two fit.
+//! A command's verified connection to the control plane, together with what this home knows of the
+//! fleet.
 
+mod connection;
+mod context;
 mod publish;
-
-use std::path::Path;
-use std::sync::OnceLock;
 
 use casemate_api::fleet::{FleetView, PoolList, StatementAnswer};
 use casemate_api::tenant::{TenantList, TenantSummary, TenantView};
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{FleetId, TenantId};
 use casemate_trust::judge::Refusal;
-use casemate_trust::keyfile::Purpose;
 use casemate_trust::late::Late;
-use casemate_trust::name::{Identifier, Name};
+use casemate_trust::name::Name;
 use casemate_trust::statement::Tenant;
 use http::Method;
-use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::client::{Address, Api, not_the_control_plane};
 use crate::clock::Clocks;
 use crate::error::{Code, Error};
 use crate::expiry;
-use crate::home::{Home, Lock};
-use crate::keys::{self, Keys, Passphrases};
+use crate::home::Lock;
 use crate::machine::{DAY, date, now};
 use crate::memory::{Known, Shown, refused};
-use crate::output::Output;
-use crate::project::{Environment, Project};
 
-/// From when on an expiry is warned of.
+pub use connection::Connection;
+pub use context::Context;
+
+/// Time before an expiry from which on a warning is printed.
 pub const WARN_BEFORE: u64 = 30 * DAY;
-/// Most warnings of one command about what expires.
+/// Most warnings of one command about expiry.
 const MAX_WARNINGS: usize = 5;
-/// File of the connection.
-const CONNECTION: &str = "connection.json";
-
-/// What every command works with.
-#[derive(Debug)]
-pub struct Context {
-    /// The home folder.
-    pub home: Home,
-    /// The terminal.
-    pub output: Output,
-    /// Where passphrases come from.
-    pub passphrases: Passphrases,
-    /// The environment of the project that `--env` names.
-    pub environment: Option<Environment>,
-    /// This machine's clock and the control plane's, once it has answered.
-    pub clocks: OnceLock<Clocks>,
-}
-
-impl Context {
-    /// The home's key files.
-    pub fn keys(&self) -> Keys<'_> {
-        Keys::new(&self.home, &self.passphrases)
-    }
-
-    /// The project in a folder, as it is in the environment.
-    ///
-    /// # Errors
-    /// The folder has no `casemate.toml`, or the file has mistakes.
-    pub fn project(&self, folder: &Path) -> Result<Project, Error> {
-        let environment = self.environment.as_ref();
-        Project::load(folder, environment.map(|environment| &environment.name))
-    }
-
-    /// The name of a secret in the environment.
-    pub fn secret(&self, name: &Identifier) -> Identifier {
-        let environment = self.environment.as_ref();
-        environment.map_or_else(|| name.clone(), |environment| environment.secret(name))
-    }
-
-    /// Refuses a home that belongs to another fleet than the environment names.
-    fn must_be_of_environment(&self, fleet: FleetId) -> Result<(), Error> {
-        let Some(environment) = &self.environment else {
-            return Ok(());
-        };
-        match &environment.control {
-            Some(control) if control.fleet != fleet => Err(Error::new(
-                Code::Refused,
-                format!(
-                    "the environment {} is for another control plane than this home: nothing was done",
-                    environment.name
-                ),
-                format!(
-                    "give the environment a `profile` of its own in casemate.toml, or another home with `--home DIR`, and log in \
-                     there: `casemate login {}`",
-                    control.text
-                ),
-            )
-            .at(self.home.path().display())),
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether this home can sign for the fleet.
-    pub fn is_operator(&self) -> bool {
-        self.keys().has(keys::ROOT)
-    }
-
-    /// The fleet's root key.
-    ///
-    /// # Errors
-    /// It is not here, or does not open.
-    pub fn root_key(&self) -> Result<casemate_trust::key::SigningKey, Error> {
-        if self.keys().has_next(keys::ROOT) {
-            return Err(Error::new(
-                Code::NoKey,
-                "a rotation of the root was cut off: it is not clear which of two keys signs",
-                "run `casemate fleet rotate-root` again, which goes on where it was",
-            )
-            .at(self.home.path().display()));
-        }
-        self.keys().signing(keys::ROOT, Purpose::FleetRoot)
-    }
-}
-
-/// Where the control plane is and what proves that one may talk to it.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct Connection {
-    /// `https://HOST:PORT`
-    pub url: String,
-    /// The API token.
-    pub token: Option<String>,
-    /// The tenant that this home acts for.
-    pub tenant: Option<TenantId>,
-}
-
-impl std::fmt::Debug for Connection {
-    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(to, "Connection({})", self.url)
-    }
-}
-
-impl Connection {
-    /// The connection of this home.
-    ///
-    /// # Errors
-    /// There was no login.
-    pub fn load(home: &Home) -> Result<Self, Error> {
-        home.read_json(CONNECTION)?.ok_or_else(|| {
-            Error::new(
-                Code::NotLoggedIn,
-                "this home is not logged in to a control plane",
-                "run `casemate login https://HOST:PORT#FINGERPRINT --token-file FILE` with what the operator gave you",
-            )
-            .at(home.path().display())
-        })
-    }
-
-    fn save(&self, home: &Home) -> Result<(), Error> {
-        home.write_json(CONNECTION, self)
-    }
-}
 
 /// A verified connection, with the home locked.
 #[derive(Debug)]
 pub struct Session<'a> {
-    /// What the command works with.
+    /// The settings of the command.
     pub cx: &'a Context,
-    /// What this home has seen.
+    /// The statements that this home has seen.
     pub known: Known,
     /// The control plane.
     pub api: Api,
-    /// What it says of the fleet.
+    /// The control plane's view of the fleet.
     pub view: FleetView,
     connection: Connection,
     lock: Option<Lock>,
 }
 
 impl<'a> Session<'a> {
-    /// With the connection of an earlier login.
+    /// Opens the connection of an earlier login.
     ///
     /// # Errors
-    /// There was no login, the control plane is away, or is not the one.
+    /// There was no login, or the control plane cannot be reached or proves another identity.
     pub async fn open(cx: &'a Context) -> Result<Self, Error> {
         let lock = cx.home.lock()?;
         let connection = Connection::load(&cx.home)?;
@@ -189,7 +66,7 @@ impl<'a> Session<'a> {
         Self::meet(cx, lock, known, connection).await
     }
 
-    /// With a new connection to the control plane of `fleet`.
+    /// Opens the first connection to the control plane of `fleet`.
     ///
     /// # Errors
     /// This home belongs to another fleet, or see [`Session::open`].
@@ -215,13 +92,14 @@ impl<'a> Session<'a> {
                 return Err(Error::new(
                     Code::Usage,
                     "the address lacks the fleet's fingerprint",
-                    "give it as https://HOST:PORT#FINGERPRINT; the operator sees it with `casemate fingerprint`",
+                    "give it as https://HOST:PORT#FINGERPRINT; the operator sees it with \
+                     `casemate fingerprint`",
                 ));
             }
         };
         let token = token.map(|token| token.to_string());
         cx.must_be_of_environment(known.fleet())?;
-        // Another token may be another tenant's.
+        // A new token may belong to another tenant.
         let earlier = Connection::load(&cx.home)
             .ok()
             .filter(|earlier| earlier.token == token);
@@ -243,25 +121,27 @@ impl<'a> Session<'a> {
         let (mut api, key) = Api::meet(address).await?;
         let view: FleetView = api.get("/v1/fleet").await?;
         if let Some(clocks) = api.clocks() {
-            // Only the first is kept: a command is short.
+            // Only the first value is kept: a command is short.
             let _ = cx.clocks.set(clocks);
             if let Some(differ) = clocks.differ() {
                 cx.output.warn(&differ);
             }
         }
         let judged = judge_view(&mut known, &view);
-        // The holder of the root knows better than the control plane, and may be about to tell it.
+        // The holder of the root has newer statements than the control plane, and may be about to
+        // publish them.
         if !cx.is_operator() && judged? == Shown::Older {
             cx.output.warn(&older(
-                "what the fleet's root says",
-                "The operator brings it back with `casemate fleet publish`.",
+                "the statements of the fleet's root",
+                "The operator restores them with `casemate fleet publish`.",
             ));
         }
         let Some(online) = known.judge().online() else {
             return Err(Error::new(
                 Code::Refused,
-                "the control plane has no fleet yet, so nothing proves who it is",
-                "the operator publishes the fleet with `casemate login` from the home where `casemate fleet init` was run",
+                "the control plane has no fleet yet, so nothing proves its identity",
+                "the operator publishes the fleet with `casemate login` from the home where \
+                 `casemate fleet init` was run",
             )
             .at(api.address()));
         };
@@ -290,7 +170,7 @@ impl<'a> Session<'a> {
         Ok(session)
     }
 
-    /// Warn the holder of the root of what only the root renews.
+    /// Warn the holder of the root about expiry that only the root can renew.
     fn warn_of_fleet_expiry(&self) {
         let soon = now() + WARN_BEFORE;
         let mut ending = expiry::of_fleet(&self.known);
@@ -309,12 +189,12 @@ impl<'a> Session<'a> {
     /// Refuse to sign with a clock that is far from the control plane's.
     ///
     /// # Errors
-    /// It is.
+    /// The clock is far off.
     pub fn must_have_the_time(&self) -> Result<(), Error> {
         self.cx.clocks.get().map_or(Ok(()), Clocks::may_sign)
     }
 
-    /// Remember this connection.
+    /// Store this connection.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -322,15 +202,15 @@ impl<'a> Session<'a> {
         self.connection.save(&self.cx.home)
     }
 
-    /// Let other commands work with this home, for what only waits.
+    /// Let other commands use this home while this one only waits.
     pub fn unlock(&mut self) {
         self.lock = None;
     }
 
-    /// Take the home back, with what others have written in the meantime.
+    /// Lock the home again, and read what others have written in the meantime.
     ///
     /// # Errors
-    /// Another command works with it for too long.
+    /// Another command holds the lock for too long.
     pub fn relock(&mut self) -> Result<(), Error> {
         if self.lock.is_none() {
             self.lock = Some(self.cx.home.lock()?);
@@ -346,13 +226,14 @@ impl<'a> Session<'a> {
         self.known.fleet()
     }
 
-    /// Judge a statement of our own by the rules of a node, remember it, hand it in.
+    /// Judge a statement of this home by the rules of a node, store it, and upload it.
     ///
     /// # Errors
-    /// It is refused here or there.
+    /// It is refused here or by the control plane.
     pub async fn publish(&mut self, envelope: &Envelope) -> Result<StatementAnswer, Error> {
         self.must_have_the_time()?;
-        // Remembered first: were it the other way round, a kill in between would let us sign the same version twice.
+        // The statement is stored first: in the other order, a crash in between would let this home
+        // sign the same version twice.
         self.known.accept(envelope, now())?;
         self.post(envelope).await
     }
@@ -363,7 +244,8 @@ impl<'a> Session<'a> {
             .await
     }
 
-    /// Hand in everything of the fleet and its tenants that the control plane lacks; how many statements that were.
+    /// Upload all statements of the fleet and its tenants that the control plane lacks; returns how
+    /// many.
     ///
     /// # Errors
     /// The control plane refuses.
@@ -371,7 +253,8 @@ impl<'a> Session<'a> {
         Ok(self.publish_fleet().await? + self.publish_tenants().await?)
     }
 
-    /// Hand in the root, online key, revoked nodes and pools that the control plane lacks; how many that were.
+    /// Upload the root, online key, revoked nodes and pools that the control plane lacks; returns
+    /// how many.
     ///
     /// # Errors
     /// The control plane refuses.
@@ -383,7 +266,8 @@ impl<'a> Session<'a> {
             let pools: PoolList = self.api.get("/v1/pools").await?;
             there.extend(pools.pools.into_iter().flat_map(|pool| pool.statements));
         }
-        // What the newest root has signed anew says the same with another signature.
+        // A statement that the newest root has signed again has the same content with another
+        // signature.
         let missing: Vec<Envelope> = self
             .known
             .fleet_statements()
@@ -396,7 +280,7 @@ impl<'a> Session<'a> {
         Ok(missing.len())
     }
 
-    /// Hand in tenants of which the control plane has lost something.
+    /// Upload the statements of tenants that the control plane has lost.
     async fn publish_tenants(&mut self) -> Result<usize, Error> {
         let listed = self.list_tenants().await?;
         let versions = self.known.judge().memory().tenants.clone();
@@ -430,7 +314,7 @@ impl<'a> Session<'a> {
     /// Read the pools and judge them.
     ///
     /// # Errors
-    /// The control plane is away, or shows pools that a node would refuse.
+    /// The control plane cannot be reached, or shows pools that a node would refuse.
     pub async fn read_pools(&mut self) -> Result<PoolList, Error> {
         let list: PoolList = self.api.get("/v1/pools").await?;
         for pool in &list.pools {
@@ -442,17 +326,18 @@ impl<'a> Session<'a> {
     /// The tenants that this token may see.
     ///
     /// # Errors
-    /// The control plane is away.
+    /// The control plane cannot be reached.
     pub async fn list_tenants(&mut self) -> Result<Vec<TenantSummary>, Error> {
         let list: TenantList = self.api.get("/v1/tenants").await?;
         Ok(list.tenants)
     }
 
-    /// The id of a tenant by its name. The control plane says which id that is; that the name is signed with this id, and
-    /// that this home knows no other under it, is found out here: what follows may be signed by the root.
+    /// The id of a tenant by its name, as the control plane reports it. This function verifies that
+    /// the name is signed with this id, and that this home knows no other id for it: the next
+    /// statement may be signed by the root.
     ///
     /// # Errors
-    /// There is none, or the control plane shows another tenant in its place.
+    /// There is no such tenant, or the control plane shows another tenant in its place.
     pub async fn tenant_id(&mut self, name: &Name) -> Result<TenantId, Error> {
         let tenants = self.list_tenants().await?;
         let found = tenants.iter().find(|tenant| tenant.name == *name);
@@ -489,7 +374,7 @@ impl<'a> Session<'a> {
     /// Read one tenant's statements and judge them.
     ///
     /// # Errors
-    /// The control plane shows something that a node would refuse.
+    /// The control plane shows a statement that a node would refuse.
     pub async fn read_tenant(&mut self, id: TenantId) -> Result<(Tenant, TenantView), Error> {
         let view: TenantView = self.api.get(&format!("/v1/tenants/{id}")).await?;
         self.known.accept_history(&view.statements, now())?;
@@ -499,10 +384,11 @@ impl<'a> Session<'a> {
         Ok((tenant, view))
     }
 
-    /// The tenant that this home acts for: the named one, the one of before, the one that our key signs for, the only one.
+    /// The tenant that this home acts for: the named one, the earlier one, the one whose key is
+    /// here, or the only one.
     ///
     /// # Errors
-    /// None, or several.
+    /// There is no such tenant, or there are several.
     pub async fn own_tenant(&mut self, name: Option<&Name>) -> Result<TenantId, Error> {
         let environment = self.cx.environment.as_ref();
         if let Some(name) = name.or(environment.and_then(|environment| environment.tenant.as_ref()))
@@ -531,10 +417,17 @@ impl<'a> Session<'a> {
         let id = found.ok_or_else(|| {
             let next = match (tenants.is_empty(), self.cx.keys().has(crate::keys::ROOT)) {
                 (true, true) => "no tenant has been admitted yet: `casemate tenant add` admits one",
-                (true, false) => "ask the operator to admit you: `casemate tenant add NAME --key` with the key of `casemate tenant key`",
-                (false, _) => "say for whom: `--tenant NAME`",
+                (true, false) => {
+                    "ask the operator to admit you: `casemate tenant add NAME --key` \
+                     with the key of `casemate tenant key`"
+                }
+                (false, _) => "name the tenant: `--tenant NAME`",
             };
-            Error::new(Code::NotFound, "it is not clear which tenant is meant", next)
+            Error::new(
+                Code::NotFound,
+                "it is not clear which tenant is meant",
+                next,
+            )
         })?;
         if ours == [id] {
             self.connection.tenant = Some(id);
@@ -543,7 +436,7 @@ impl<'a> Session<'a> {
         Ok(id)
     }
 
-    /// Warn loudly of what ends soon.
+    /// Print a prominent warning about a near expiry.
     pub fn warn_of_expiry(&self, what: &str, expires: u64, next: &str) {
         let now = now();
         if expires <= now {
@@ -565,18 +458,19 @@ fn tenant_other(name: &Name, shown: &TenantId, signed: &str) -> Error {
     Error::new(
         Code::Refused,
         format!("the control plane shows another tenant under the name {name}"),
-        "nothing was signed. Compare the id with `casemate tenant show` of the home with the root; if the tenant was \
-         admitted anew under another id, use a new home",
+        "nothing was signed. Compare the id with `casemate tenant show` of the home with the root; \
+         if the tenant was admitted anew under another id, use a new home",
     )
     .at(format!("tenant {shown}"))
     .lines([signed.to_owned()])
 }
 
-/// What to say when the control plane shows less than this home remembers.
+/// The warning for a control plane that shows less than this home remembers.
 pub fn older(what: &str, next: &str) -> String {
     format!(
-        "the control plane shows something older of {what} than this home remembers: it was restored from an older copy, or \
-         somebody rolls it back. Going on from what this home remembers. {next}"
+        "the control plane shows an older state of {what} than this home remembers: it was \
+         restored from an older copy, or an attacker rolls it back. This home uses the state that \
+         it remembers. {next}"
     )
 }
 

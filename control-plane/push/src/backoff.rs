@@ -1,53 +1,43 @@
-//! When a node connects again: sooner after a short loss, later after a long one, and no two at the same time, so that a fleet does
-//! not come back all at once.
+//! Pauses before a node reconnects: short after a short loss, longer after repeated ones, and
+//! random, so that a fleet does not reconnect all at once.
 
 use std::time::Duration;
 
-/// First pause.
-const MIN: Duration = Duration::from_millis(200);
-/// Longest pause.
-const MAX: Duration = Duration::from_secs(15);
+use backon::ExponentialBuilder;
 
-/// The pauses of one node.
-#[derive(Debug, Clone, Copy)]
-pub struct Backoff {
-    pause: Duration,
-}
+/// The least first pause.
+const MIN: Duration = Duration::from_millis(100);
+/// Pauses double until this one; jitter adds up to as much again.
+const MAX: Duration = Duration::from_millis(7500);
 
-impl Default for Backoff {
-    fn default() -> Self {
-        Self { pause: MIN }
-    }
-}
-
-impl Backoff {
-    /// It was served: the next loss is a new one.
-    pub fn reset(&mut self) {
-        self.pause = MIN;
-    }
-
-    /// The next pause: between half of it and all, by a random byte; then it doubles.
-    pub fn next(&mut self, random: u8) -> Duration {
-        let pause = self.pause / 2 + self.pause * u32::from(random) / 510;
-        self.pause = (self.pause * 2).min(MAX);
-        pause
-    }
-}
+/// The pauses of one node. It builds them anew each time that it was served: the next loss starts
+/// with the first pause again.
+pub const RECONNECT: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(MIN)
+    .with_max_delay(MAX)
+    .without_max_times()
+    .with_jitter();
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use backon::BackoffBuilder as _;
+
     use super::*;
 
     #[test]
     fn pauses_double_to_a_bound_and_differ() {
-        let mut backoff = Backoff::default();
-        let ms = |pause: Duration| pause.as_millis();
-        assert_eq!(ms(backoff.next(0)), 100);
-        assert_eq!(ms(backoff.next(255)), 400);
-        let longest = (0..20).map(|_| backoff.next(255)).max();
-        assert_eq!(longest, Some(MAX));
-        assert_eq!(backoff.next(0), MAX / 2);
-        backoff.reset();
-        assert_eq!(ms(backoff.next(255)), 200);
+        let nodes = (0..100).map(|seed| RECONNECT.with_jitter_seed(seed).build());
+        let pauses: Vec<Vec<Duration>> = nodes.map(|pauses| pauses.take(1000).collect()).collect();
+        for of_node in &pauses {
+            assert_eq!(of_node.len(), 1000, "pauses never end");
+            for (number, pause) in of_node.iter().enumerate() {
+                let least = (MIN * (1 << number.min(10))).min(MAX);
+                assert!((least..=2 * least).contains(pause), "{number}: {pause:?}");
+            }
+        }
+        let first: BTreeSet<Duration> = pauses.iter().map(|pauses| pauses[0]).collect();
+        assert!(first.len() > 50, "{first:?}");
     }
 }

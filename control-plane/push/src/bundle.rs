@@ -1,8 +1,9 @@
-//! Bundles on their unidirectional streams: a header, then the bytes from the offset that was asked for to the end. Pieces of
-//! an image come in the same way; a piece's header says where the piece ends.
+//! Bundles on their unidirectional streams: a header, then the bytes from the requested offset to
+//! the end. Pieces of an image are sent in the same way; a piece's header contains the end of the
+//! piece.
 //!
-//! The node hashes what it puts together and throws away what has another digest; a cut stream leaves a beginning that the
-//! next fetch goes on from.
+//! The node hashes what it assembles and discards a result with another digest; the beginning from
+//! a cut stream is kept for the next fetch.
 
 use casemate_trust::id::Digest;
 use casemate_trust::image::MAX_IMAGE_BYTES;
@@ -13,19 +14,19 @@ use crate::codec::{Decoder, Violation};
 /// Bytes of a header: digest, offset, total.
 pub const HEADER_BYTES: usize = 32 + 8 + 8;
 
-/// What a stream carries.
+/// The header of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// The bundle.
     pub digest: Digest,
-    /// Where the stream's bytes begin.
+    /// Offset of the stream's first byte.
     pub offset: u64,
-    /// Where they end: the size of a bundle, bytes, which always comes to its end.
+    /// Offset of its end; for a bundle, always the bundle's size, bytes.
     pub total: u64,
 }
 
 impl Header {
-    /// As it travels, numbers big-endian.
+    /// Encodes the header, numbers big-endian.
     pub fn to_bytes(self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..32].copy_from_slice(&self.digest.0);
@@ -34,10 +35,10 @@ impl Header {
         bytes
     }
 
-    /// From what travelled.
+    /// Decodes a header.
     ///
     /// # Errors
-    /// More bytes than a bundle has, an end that no image has, or an offset beyond it.
+    /// The bundle is too large, the end exceeds every image, or the offset is beyond the end.
     pub fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Self, Violation> {
         let (mut digest, mut offset, mut total) = ([0; 32], [0; 8], [0; 8]);
         digest.copy_from_slice(&bytes[..32]);
@@ -55,14 +56,14 @@ impl Header {
     }
 }
 
-/// What a stream gave.
+/// A part of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
-    /// First: what it is. [`crate::NodeEnd::expects`] says whether it was asked for.
+    /// The header, which comes first. [`crate::NodeEnd::expects`] tells whether it was requested.
     Header(Header),
     /// The next bytes.
     Bytes(Vec<u8>),
-    /// The last byte was there. The digest is still to be checked.
+    /// The last byte has come. The digest is still to be checked.
     End,
 }
 
@@ -75,10 +76,10 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Takes what was read.
+    /// Takes the bytes that were read.
     ///
     /// # Errors
-    /// More than announced.
+    /// More bytes came than announced.
     pub fn receive(&mut self, chunk: &[u8]) -> Result<(), Violation> {
         self.decoder.receive(chunk)
     }
@@ -86,7 +87,8 @@ impl Receiver {
     /// The next part.
     ///
     /// # Errors
-    /// A header that breaks a bound, or more bytes than announced: a bundle that never ends is cut off here.
+    /// The header breaks a bound, or more bytes came than announced, as from a bundle that never
+    /// ends.
     pub fn poll(&mut self) -> Result<Option<Part>, Violation> {
         let rest = self.decoder.rest();
         match self.left {
@@ -114,7 +116,7 @@ impl Receiver {
         }
     }
 
-    /// Whether everything came; a stream that ends before is cut off.
+    /// Whether everything has come; a stream that ends earlier was cut off.
     pub const fn is_over(&self) -> bool {
         self.is_over
     }

@@ -1,4 +1,4 @@
-//! What the control plane's end reads, and what it tells its shell.
+//! What the control plane's end reads, and what it reports to its shell.
 
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::key::PublicKey;
@@ -6,21 +6,21 @@ use casemate_trust::name::Name;
 
 use crate::message::{Cursor, Hello, LogEntry, NONCE_BYTES, NotStored, ObjectKind, StatementId};
 
-/// A digest-addressed object as the store holds it.
+/// A digest-addressed object in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredObject {
-    /// What it is.
+    /// Its kind.
     pub kind: ObjectKind,
     /// Its bytes.
     pub bytes: Vec<u8>,
 }
 
-/// What the control plane holds, seen by one node: its own grants and no other's.
+/// The control plane's statements and objects, as one node may see them: with its own grants alone.
 pub trait Catalog {
     /// The store and the revision of its newest statement.
     fn now(&self) -> Cursor;
-    /// The statements of the first revision above `revision` that has any: one, or the grants that came together. Of
-    /// manifests and online keys only the newest is held.
+    /// The statements of the first revision above `revision` that has any: one, or grants that came
+    /// together. Of manifests and online keys only the newest is held.
     fn next_after(&self, revision: u64) -> Option<(u64, Vec<StatementId>)>;
     /// The statements of a tenant as (version, revision), ascending.
     fn tenant_versions(&self, tenant: &TenantId) -> Vec<(u64, u64)>;
@@ -32,10 +32,10 @@ pub trait Catalog {
     fn manifest(&self, tenant: &TenantId) -> Option<(u64, &[u8])>;
 }
 
-/// Who is at the other end.
+/// The node at the other end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Name under which it was admitted.
+    /// The name under which it was admitted.
     pub name: Name,
     /// Its pool.
     pub pool: Name,
@@ -45,91 +45,93 @@ pub struct Member {
     pub fleet: FleetId,
 }
 
-/// What the shell is to write.
+/// What the shell has to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Transmit {
-    /// This frame.
+    /// Write this frame.
     Frame(Vec<u8>),
-    /// An object: read it, hand it in with [`crate::ControlEnd::loaded`], ask again.
+    /// Read this object, pass it to [`crate::ControlEnd::loaded`], and poll again.
     Load {
         /// The tenant.
         tenant: TenantId,
-        /// Which.
+        /// The object's digest.
         digest: Digest,
     },
 }
 
-/// What the shell is to do or to remember.
+/// An event for the shell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlEvent {
-    /// A stranger wants to join. Answer with [`crate::ControlEnd::join_pending`], [`crate::ControlEnd::join_refused`], and once it was
-    /// admitted [`crate::ControlEnd::admitted`].
+    /// A node that is not a member asks to join. Answer with [`crate::ControlEnd::join_pending`],
+    /// [`crate::ControlEnd::join_refused`], and once it was admitted
+    /// [`crate::ControlEnd::admitted`].
     Join {
         /// Envelope.
         request: Vec<u8>,
     },
-    /// A member said what it has.
+    /// A member has sent its hello.
     Hello(Box<Hello>),
-    /// Accepted by the node.
+    /// The node has accepted a statement.
     Acked {
-        /// As it was sent.
+        /// The revision with which it was sent.
         revision: u64,
-        /// What.
+        /// The statement.
         id: StatementId,
     },
-    /// Refused by the node.
+    /// The node has refused a statement.
     Nacked {
-        /// As it was sent.
+        /// The revision with which it was sent.
         revision: u64,
-        /// What.
+        /// The statement.
         id: StatementId,
-        /// Stable name.
+        /// Stable code.
         code: String,
-        /// For people.
+        /// Text for people.
         message: String,
     },
-    /// The node has every bundle that a manifest wants of it.
+    /// The node has every bundle of a manifest that it needs.
     Stored {
         /// The tenant.
         tenant: TenantId,
-        /// Of the manifest.
+        /// Version of the manifest.
         version: u64,
     },
-    /// Bundles that a manifest wants of the node are not kept there.
+    /// The node lacks bundles of a manifest that it needs.
     NotStored(NotStored),
-    /// Open a stream and send the bundle, if it is listed for this node's pool; then [`crate::ControlEnd::bundle_done`].
+    /// Open a stream and send the bundle, if it is listed for this node's pool; then call
+    /// [`crate::ControlEnd::bundle_done`].
     FetchBundle {
-        /// Which.
+        /// The bundle's digest.
         digest: Digest,
-        /// From which byte.
+        /// Offset of the first byte.
         offset: u64,
     },
-    /// Open a stream and send a piece of the image, if it is the newest for this node's pool, at a lower priority than
-    /// anything else; then [`crate::ControlEnd::image_piece_done`].
+    /// Open a stream and send a piece of the image, if it is the newest for this node's pool, at a
+    /// lower priority than anything else; then call [`crate::ControlEnd::image_piece_done`].
     FetchImage {
-        /// Which.
+        /// The image's digest.
         digest: Digest,
-        /// From which byte.
+        /// Offset of the first byte.
         offset: u64,
-        /// How many bytes.
+        /// Number of bytes.
         bytes: u32,
     },
-    /// Objects were asked for; [`crate::ControlEnd::poll_transmit`] will bring them. An event all the same, so that no catalog
-    /// is held over more than one question.
+    /// Objects were requested; [`crate::ControlEnd::poll_transmit`] will return them. This is an
+    /// event so that no catalog is held over more than one request.
     FetchObjects,
-    /// Sign, then [`crate::ControlEnd::lease_answer`].
+    /// Sign this nonce, then call [`crate::ControlEnd::lease_answer`].
     Lease {
         /// The nonce.
         nonce: [u8; NONCE_BYTES],
     },
     /// Log records.
     Logs {
-        /// Oldest first.
+        /// The records, oldest first.
         entries: Vec<LogEntry>,
-        /// How many were lost before them.
+        /// Number of records that were lost before them.
         lost: u64,
     },
-    /// What the node says of itself, JSON, unchecked.
+    /// The node's report about itself, JSON, unchecked.
     Status {
         /// JSON.
         json: String,

@@ -1,19 +1,20 @@
-//! Application error codes with which the control plane closes a connection; a [`crate::Violation`] has its own above
-//! these.
+//! Application error codes with which the control plane closes a connection; a [`crate::Violation`]
+//! has its own above these.
 
-/// The node was thrown out: it is a stranger now.
+/// The node was revoked or removed.
 pub const REVOKED: u32 = 1;
-/// The control plane stops; try again soon.
+/// The control plane stops; retry soon.
 pub const STOPPING: u32 = 2;
-/// A stranger has waited long enough; try again later.
+/// The join request has waited for its time limit; retry later.
 pub const WAITED: u32 = 3;
-/// Too many strangers or connections; try again later.
+/// Too many join requests or connections; retry later.
 pub const TOO_MANY: u32 = 4;
 /// The same key has connected again.
 pub const REPLACED: u32 = 5;
-/// The join request will not be relayed; the message before says why.
+/// The join request will not be relayed; the message before contains the reason.
 pub const JOIN_REFUSED: u32 = 6;
-/// Another machine with the same key is connected and stays so; try again later.
+/// Another machine with the same key is connected; retry later.
 pub const DUPLICATE: u32 = 7;
-/// The two ends have no version of the protocol in common; the reason says which they speak. Try again later.
+/// The two ends have no common version of the protocol; the reason names their versions. Retry
+/// later.
 pub const APART: u32 = 8;

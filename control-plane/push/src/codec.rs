@@ -3,50 +3,52 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::message::{Bounded, MAX_FRAME_BYTES};
+use crate::bounds::Bounded;
+use crate::message::MAX_FRAME_BYTES;
 
 /// Bytes in front of a message.
 const LENGTH_BYTES: usize = 4;
 
-/// The other end broke the protocol, or would have us hold more than was agreed. The connection is to be closed.
+/// The other end broke the protocol, or exceeded a bound on what we hold for it. The connection
+/// must be closed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
-    /// A frame over its size.
+    /// A frame exceeds its bound.
     #[error("expected a frame of at most {MAX_FRAME_BYTES} bytes, got {0}")]
     FrameTooLarge(usize),
-    /// Not a message.
+    /// A frame holds no message.
     #[error("the frame holds no message")]
     Format,
-    /// A message that breaks a bound.
+    /// A message exceeds a bound.
     #[error("{0} over its bound")]
     TooLarge(&'static str),
-    /// Not now.
+    /// A message came at the wrong time.
     #[error("{0} came when it was not expected")]
     Unexpected(&'static str),
-    /// More than may be under way.
+    /// More is under way than allowed.
     #[error("more {0} than may be under way")]
     Flood(&'static str),
-    /// An object or bundle with other bytes than its digest says.
+    /// An object or bundle does not have its digest.
     #[error("bytes with another digest than announced")]
     Digest,
-    /// Another protocol version than the handshake has agreed on.
+    /// The hello names another protocol version than the handshake.
     #[error("expected push protocol {ours}, which the handshake agreed on, got {theirs}")]
     Protocol {
-        /// Agreed on.
+        /// The version of the handshake.
         ours: u16,
-        /// What the hello says.
+        /// The version in the hello.
         theirs: u16,
     },
-    /// A node that is none.
+    /// No node has this key.
     #[error("no node has this key: it was revoked, or joined another control plane")]
     Unknown,
-    /// It says that it is somebody else.
+    /// The hello names another node.
     #[error("the hello names another node, key or fleet than the connection's")]
     Identity,
 }
 
 impl Violation {
-    /// Application error code of the QUIC connection's close.
+    /// Application error code for the close of the QUIC connection.
     pub const fn close_code(&self) -> u32 {
         match self {
             Self::FrameTooLarge(_) => 16,
@@ -62,7 +64,7 @@ impl Violation {
     }
 }
 
-/// A frame's bytes.
+/// Encodes a frame.
 pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
     let start = vec![0; LENGTH_BYTES];
     let mut bytes = postcard::to_extend(message, start).expect("plain data has an encoding");
@@ -72,7 +74,7 @@ pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
     bytes
 }
 
-/// Puts frames together.
+/// Assembles frames.
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
     bytes: Vec<u8>,
@@ -80,8 +82,8 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
-    /// Takes what was read. Its caller drains frames before it reads on, so more than two frames is the caller's mistake
-    /// and is answered like a flood.
+    /// Takes the bytes that were read. The caller drains frames before it reads on, so more than
+    /// two frames is the caller's mistake and is reported as a flood.
     pub(crate) fn receive(&mut self, chunk: &[u8]) -> Result<(), Violation> {
         if self.start > 0 {
             self.bytes.drain(..self.start);
@@ -118,12 +120,12 @@ impl Decoder {
             .map_or(Ok(Some(message)), |what| Err(Violation::TooLarge(what)))
     }
 
-    /// What was read but is part of no frame yet.
+    /// The bytes that are not part of a frame yet.
     pub(crate) fn rest(&self) -> &[u8] {
         &self.bytes[self.start..]
     }
 
-    /// Takes a first frame of another kind than a message's.
+    /// Skips a first frame that is not a message.
     pub(crate) fn skip(&mut self, bytes: usize) {
         self.start += bytes;
     }
@@ -165,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_does_not_drain_is_stopped() {
+    fn a_caller_that_does_not_drain_frames_is_stopped() {
         let mut decoder = Decoder::default();
         let chunk = vec![0; 1 << 20];
         let taken = (0..64)

@@ -1,30 +1,35 @@
 //! The control plane's end of one connection.
 
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use casemate_trust::id::{Digest, TenantId};
 
+use crate::bounds::shorten;
 use crate::catalog::{Catalog, ControlEvent, Member, StoredObject, Transmit};
 use crate::codec::{Decoder, Violation, encode};
 use crate::listing::Listings;
 use crate::message::{
     Cursor, Has, Hello, MAX_AHEAD_BYTES, MAX_BUNDLES_IN_HAND, MAX_IMAGE_PIECES, MAX_TEXT_BYTES,
-    MAX_UNACKED, StatementId, ToControl, ToNode, shorten,
+    MAX_UNACKED, StatementId, ToControl, ToNode,
 };
 
-/// Entries in the queue of what is to be sent, each a digest: the largest manifest and as many fetches.
+/// Most entries in the queue of objects to send, each a digest: the largest manifest and as many
+/// fetches.
 const MAX_WORK: usize = 32 * 1024;
-/// Small answers that wait to be written; a node that asks and does not read is closed.
+/// Most small answers that wait to be written; a node that sends requests and does not read is
+/// closed.
 const MAX_ANSWERS: usize = 256;
 #[derive(Debug)]
 enum State {
-    /// Not admitted; whether it has asked.
+    /// The node is not admitted; whether it has asked to join.
     Stranger { has_asked: bool },
-    /// Admitted; has not said hello.
+    /// The node is admitted, and has not sent its hello.
     Silent(Member),
-    /// Being served.
+    /// The node is being served.
     Served(Member),
 }
 
@@ -38,48 +43,51 @@ enum Work {
 struct Object {
     tenant: TenantId,
     digest: Digest,
-    /// Asked for; otherwise it goes ahead of the manifest that lists it.
+    /// Whether the object was requested; otherwise it precedes the manifest that lists it.
     is_wanted: bool,
 }
 
-/// See the crate's documentation.
+/// The control plane's end of one connection: a state machine without IO, owned by the task that
+/// serves the connection. `receive` takes bytes, `poll_event` says what to do, `poll_transmit`
+/// gives what to write; the crate's documentation has the order.
 #[derive(Debug)]
 pub struct ControlEnd {
-    /// What the handshake has agreed on.
+    /// The version of the handshake.
     version: u16,
     state: State,
     decoder: Decoder,
     answers: VecDeque<ToNode>,
     work: VecDeque<Work>,
     loading: Option<Object>,
-    /// What the node has or was sent.
+    /// The statements that the node has or was sent.
     has: Has,
-    /// Tenants that were not listed need nothing at or below this revision.
+    /// Tenants that the hello did not list need nothing up to this revision.
     unlisted_until: u64,
-    /// Everything up to this revision was looked at.
+    /// Everything up to this revision was considered.
     position: u64,
     synced: Option<u64>,
     unacked: BTreeMap<StatementId, u64>,
-    /// Statements of freshness that wait until the node has judged a manifest of the same tenant. While the node fetches objects
-    /// of that manifest, such a statement would reach the vault first, and stop the tenant's credentials.
+    /// Statements of freshness that wait until the node has judged a manifest of the same tenant.
+    /// While the node fetches that manifest's objects, such a statement would reach the vault first
+    /// and stop the tenant's credentials.
     deferred: BTreeMap<TenantId, (u64, StatementId)>,
     /// Newest manifests that were read.
     read: Listings,
-    /// Those whose objects were sent.
+    /// Manifests whose objects were sent.
     sent: Listings,
     ahead_bytes: usize,
-    /// Bundles in hand.
+    /// Bundles that are being sent.
     bundles: usize,
     image_pieces: usize,
 }
 
 impl ControlEnd {
-    /// The end for a key that was admitted, in the version that the handshake has agreed on.
+    /// Makes the end for an admitted key, with the version of the handshake.
     pub fn member(member: Member, version: u16) -> Self {
         Self::new(State::Silent(member), version)
     }
 
-    /// The end for a key that nobody knows.
+    /// Makes the end for an unknown key.
     pub fn stranger(version: u16) -> Self {
         Self::new(State::Stranger { has_asked: false }, version)
     }
@@ -106,10 +114,10 @@ impl ControlEnd {
         }
     }
 
-    /// Takes what was read from the stream.
+    /// Takes the bytes that were read from the stream.
     ///
     /// # Errors
-    /// More than fits: events were not polled.
+    /// Too many bytes came, because events were not polled.
     pub fn receive(&mut self, chunk: &[u8]) -> Result<(), Violation> {
         self.decoder.receive(chunk)
     }
@@ -147,7 +155,7 @@ impl ControlEnd {
                 self.begin(&hello, catalog.now());
                 Ok(Some(ControlEvent::Hello(hello)))
             }
-            // It was admitted while its request was on the way.
+            // The node was admitted while its request was on the way.
             (State::Silent(_), ToControl::Join { .. }) => {
                 self.answer(ToNode::Admitted)?;
                 Ok(None)
@@ -241,7 +249,7 @@ impl ControlEnd {
         Ok(())
     }
 
-    /// Whether the node has to answer a manifest of this tenant.
+    /// Whether the node still has to answer a manifest of this tenant.
     fn awaits_manifest(&self, tenant: &TenantId) -> bool {
         let of = |version| StatementId::Manifest {
             tenant: *tenant,
@@ -257,7 +265,7 @@ impl ControlEnd {
         catalog: &dyn Catalog,
     ) -> Result<(), Violation> {
         if digests.is_empty() {
-            return Err(Violation::Unexpected("a question for no objects"));
+            return Err(Violation::Unexpected("a request for no objects"));
         }
         if self.work.len() + digests.len() > MAX_WORK {
             return Err(Violation::Flood("objects"));
@@ -292,7 +300,7 @@ impl ControlEnd {
             .push_back(ToNode::JoinRefused { code, message });
     }
 
-    /// The stranger has become a member.
+    /// The node has become a member.
     pub fn admitted(&mut self, member: Member) {
         if matches!(self.state, State::Stranger { .. }) {
             self.state = State::Silent(member);
@@ -300,15 +308,15 @@ impl ControlEnd {
         }
     }
 
-    /// The answer to a lease.
+    /// Sends the answer to a lease request.
     ///
     /// # Errors
-    /// The node asks and does not read.
+    /// The node sends requests and does not read.
     pub fn lease_answer(&mut self, answer: Vec<u8>) -> Result<(), Violation> {
         self.answer(ToNode::Lease { answer })
     }
 
-    /// A bundle's stream has ended, well or not.
+    /// A bundle's stream has ended, complete or not.
     pub fn bundle_done(&mut self) {
         self.bundles = self.bundles.saturating_sub(1);
     }
@@ -316,13 +324,13 @@ impl ControlEnd {
     /// There is no such bundle for this node.
     ///
     /// # Errors
-    /// The node asks and does not read.
+    /// The node sends requests and does not read.
     pub fn bundle_unavailable(&mut self, digest: &Digest) -> Result<(), Violation> {
         self.bundle_done();
         self.answer(ToNode::Unavailable { digest: *digest })
     }
 
-    /// A piece's stream has ended, well or not.
+    /// A piece's stream has ended, complete or not.
     pub fn image_piece_done(&mut self) {
         self.image_pieces = self.image_pieces.saturating_sub(1);
     }
@@ -330,25 +338,25 @@ impl ControlEnd {
     /// There is no such image for this node.
     ///
     /// # Errors
-    /// The node asks and does not read.
+    /// The node sends requests and does not read.
     pub fn image_unavailable(&mut self, digest: &Digest) -> Result<(), Violation> {
         self.image_piece_done();
         self.answer(ToNode::Unavailable { digest: *digest })
     }
 
-    /// The root has revoked the node: its list is the next message, before anything else that waits, and the last one that
-    /// the shell has to write before it closes the connection.
+    /// The root has revoked the node: its list becomes the next message, before anything else that
+    /// waits, and the last one that the shell has to write before it closes the connection.
     pub fn revoked(&mut self, list: Vec<u8>) {
         self.answers.push_front(ToNode::Revoked { list });
     }
 
-    /// The last message before the connection is closed.
+    /// Queues the last message before the connection is closed.
     pub fn refuse(&mut self, code: &str, message: &str) {
         let (code, message) = (code.to_owned(), shorten(message.to_owned(), MAX_TEXT_BYTES));
         self.answers.push_back(ToNode::Refused { code, message });
     }
 
-    /// Who is served, once it has said hello.
+    /// The member, once it has sent its hello.
     pub const fn served(&self) -> Option<&Member> {
         match &self.state {
             State::Served(member) => Some(member),
@@ -369,8 +377,8 @@ impl ControlEnd {
         Ok(())
     }
 
-    /// What to write next. To be called when the stream has room, and again when the catalog has changed: bytes are read
-    /// only now, so a slow node costs no memory.
+    /// The next bytes to write. Call it when the stream has capacity, and again when the catalog
+    /// has changed: objects are read only at this point, so a slow node costs no memory.
     pub fn poll_transmit(&mut self, catalog: &dyn Catalog) -> Option<Transmit> {
         if let Some(answer) = self.answers.pop_front() {
             return Some(Transmit::Frame(encode(&answer)));
@@ -418,7 +426,7 @@ impl ControlEnd {
         None
     }
 
-    /// The object that [`Transmit::Load`] asked for, or that there is none.
+    /// Takes the object for [`Transmit::Load`], or its absence.
     pub fn loaded(&mut self, found: Option<StoredObject>) {
         let Some(Object {
             tenant,
@@ -431,7 +439,7 @@ impl ControlEnd {
         match found {
             Some(StoredObject { kind, bytes }) => {
                 if !is_wanted {
-                    // What would be too much ahead of its manifest, the node will ask for.
+                    // The node will request what exceeds the bytes that may precede a manifest.
                     if self.ahead_bytes + bytes.len() > MAX_AHEAD_BYTES {
                         return;
                     }
@@ -471,31 +479,5 @@ fn check_hello(member: &Member, hello: &Hello, version: u16) -> Result<(), Viola
         Ok(())
     } else {
         Err(Violation::Identity)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::simulation::{Dice, Vault, World, member, tenant};
-    use crate::{ToControl, VERSIONS, encode};
-
-    #[test]
-    fn a_manifest_is_read_once_however_often_its_objects_are_asked_for() {
-        let (mut world, mut dice) = (World::new(1), Dice(1));
-        world.publish_manifest(tenant(1), &mut dice);
-        let mut control = ControlEnd::member(member(), VERSIONS.newest);
-        let hello = ToControl::Hello(Box::new(Vault::default().hello()));
-        control.receive(&encode(&hello)).unwrap();
-        control.poll_event(&world).unwrap();
-        let first = control.listing(tenant(1), &world).unwrap();
-        let again = control.listing(tenant(1), &world).unwrap();
-        assert!(Arc::ptr_eq(&first, &again));
-        world.publish_manifest(tenant(1), &mut dice);
-        let next = control.listing(tenant(1), &world).unwrap();
-        assert!(next.revision > first.revision && next.digest != first.digest);
-        assert!(control.listing(tenant(2), &world).is_none());
     }
 }

@@ -1,24 +1,28 @@
 //! The push protocol between control plane and node: both ends as state machines, no IO, no clock.
 //!
-//! A node opens one QUIC connection ([`Versions`], raw public keys at both ends) and on it one long bidirectional stream.
-//! Both directions carry frames: a big-endian `u32` length, at most [`MAX_FRAME_BYTES`], then one postcard message
-//! ([`ToControl`], [`ToNode`]). Bundles come on unidirectional streams that the control plane opens
-//! ([`bundle::Receiver`]), and so do images, in pieces that the node asks for one by one: a transfer of minutes goes on after a
-//! lost connection or a restart of either end, and never stands in the way of a deployment.
+//! A node opens one QUIC connection ([`Versions`], raw public keys at both ends) and on it one long
+//! bidirectional stream. Both directions carry frames: a big-endian `u32` length, at most
+//! [`MAX_FRAME_BYTES`], then one postcard message ([`ToControl`], [`ToNode`]). Bundles come on
+//! unidirectional streams that the control plane opens ([`bundle::Receiver`]). Images come in the
+//! same way, in pieces that the node requests one by one: a transfer of minutes resumes after a
+//! lost connection or a restart of either end, and never delays a deployment.
 //!
-//! - **Absence never deletes.** There is no message that takes something away; only a newer signed manifest does, and the
-//!   node's vault judges it. Nothing that comes is to be believed before that.
-//! - **Level, not edge.** [`Hello`] says what the node has; the control plane sends what it lacks, in the order in which
-//!   the control plane itself accepted it (so that each statement finds the keys that it was signed with), for the node's
-//!   pool only. Revisions are transport: a cursor of another store, or one from the future, is simply no help.
-//! - **Each statement is answered** by ACK or NACK with a code, and at most [`MAX_UNACKED`] wait for an answer, so that the
-//!   queues of both ends are bounded by that. What is refused is not sent again on the same connection.
-//! - **A stranger may only join.** A node that was not admitted sends its signed request and waits; once admitted it sends
-//!   `Hello` on the same connection.
+//! - **Absence never deletes.** There is no message that removes something; only a newer signed
+//!   manifest does, and the node's vault judges it. Nothing that arrives is trusted before that.
+//! - **Level, not edge.** [`Hello`] lists what the node has; the control plane sends what is
+//!   missing, in the order in which the control plane itself accepted it (so that each statement
+//!   finds the keys that signed it), for the node's pool only. Revisions are transport: a cursor of
+//!   another store, or one from the future, is ignored.
+//! - **Each statement is answered** by ACK or NACK with a code, and at most [`MAX_UNACKED`] wait
+//!   for an answer, which bounds the queues of both ends. A refused statement is not sent again on
+//!   the same connection.
+//! - **A node that is not a member may only join.** It sends its signed request and waits; once
+//!   admitted it sends `Hello` on the same connection.
 //!
-//! Both ends are driven alike: put the bytes of the stream into `receive`, then call `poll_event` until it gives `None`
-//! (a frame is decoded only then, so a slow consumer simply stops reading), and write what `poll_transmit` gives. A
-//! [`Violation`] means: close the connection with [`Violation::close_code`] and, at the node, try again later.
+//! Both ends are driven alike: pass the bytes of the stream to `receive`, then call `poll_event`
+//! until it returns `None` (a frame is decoded only then, so a slow consumer simply stops reading),
+//! and write what `poll_transmit` returns. On a [`Violation`], close the connection with
+//! [`Violation::close_code`]; a node retries later.
 //!
 //! ```
 //! use casemate_push::{Hello, NodeEnd, NodeEvent, Has, VERSIONS};
@@ -58,6 +62,7 @@
 #![forbid(unsafe_code)]
 
 mod backoff;
+mod bounds;
 pub mod bundle;
 mod catalog;
 pub mod close;
@@ -73,7 +78,7 @@ mod simulation;
 mod tests;
 mod version;
 
-pub use backoff::Backoff;
+pub use backoff::RECONNECT;
 pub use catalog::{Catalog, ControlEvent, Member, StoredObject, Transmit};
 pub use codec::{Violation, encode};
 pub use control::ControlEnd;

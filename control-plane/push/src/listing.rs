@@ -1,4 +1,4 @@
-//! What manifests list, as far as it matters to one node.
+//! The objects that manifests list, as far as they matter to one node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,11 +8,12 @@ use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::name::Name;
 use casemate_trust::statement::{Manifest, Statement as _};
 
-/// Digests and tenants of the listings that are remembered: of those that were sent, so that the next manifest brings only
-/// what is new, and of those that were read, so that a node cannot have a manifest read again for each of its questions.
+/// Most digests and tenants of remembered listings: of those that were sent, so that the next
+/// manifest brings only new objects, and of those that were read, so that a node cannot cause a
+/// read of a manifest for each of its requests.
 const MAX_REMEMBERED: usize = 64 * 1024;
 
-/// What of a manifest matters to one pool.
+/// The part of a manifest for one pool.
 #[derive(Debug)]
 pub(crate) struct Listing {
     /// Revision of the manifest.
@@ -22,7 +23,7 @@ pub(crate) struct Listing {
 }
 
 impl Listing {
-    /// `None`: it is no manifest.
+    /// Reads a manifest; `None` if the bytes are not one.
     pub(crate) fn read(revision: u64, bytes: &[u8], pool: &Name) -> Option<Self> {
         let envelope = Envelope::parse(bytes).ok()?;
         let manifest = Manifest::read(&envelope).ok()?;
@@ -44,7 +45,8 @@ impl Listing {
     }
 }
 
-/// Listings by tenant, at most [`MAX_REMEMBERED`]; all are forgotten when one more does not fit.
+/// Listings by tenant, at most [`MAX_REMEMBERED`] entries; all are dropped when one more does not
+/// fit.
 #[derive(Debug, Default)]
 pub(crate) struct Listings {
     by_tenant: BTreeMap<TenantId, Arc<Listing>>,

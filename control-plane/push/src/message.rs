@@ -1,39 +1,38 @@
-//! What travels, and its bounds.
+//! The messages of the protocol, and their bounds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use casemate_trust::Seconds;
-use casemate_trust::dsse::MAX_ENVELOPE_BYTES;
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::image::ImageVersion;
 use casemate_trust::key::PublicKey;
 use casemate_trust::name::Name;
 use serde::{Deserialize, Serialize};
 
-/// Largest frame, bytes: the largest envelope or the largest `Hello`, with room.
+/// Largest frame, bytes: the largest envelope or the largest `Hello`, with a margin.
 pub const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
-/// Statements that may wait for an answer: both ends' queues are bounded by it.
+/// Most statements that wait for an answer, which bounds the queues of both ends.
 pub const MAX_UNACKED: usize = 64;
-/// Bundles that may be on their way to one node: half of the streams that a node allows.
+/// Most bundles on their way to one node: half of the streams that a node allows.
 pub const MAX_FETCHES: usize = 4;
-/// Bundles that the control plane has in hand for one node: those on their way, and as many that have come to their end,
-/// which a node may notice, and ask for the next ones, before the control plane does.
+/// Most bundles that the control plane is sending to one node: those on their way, and as many that
+/// have ended. A node may notice the end, and request the next bundles, before the control plane
+/// does.
 pub(crate) const MAX_BUNDLES_IN_HAND: usize = 2 * MAX_FETCHES;
-/// Largest piece of an image, bytes. One at a time is on its way to a node: small enough that a statement or a bundle never
-/// waits long for it, large enough that a path of 100 ms carries ten of them a second.
+/// Largest piece of an image, bytes. One is on its way to a node at a time: small enough that a
+/// statement or a bundle never waits long for it, large enough that a path of 100 ms carries ten of
+/// them a second.
 pub const MAX_IMAGE_PIECE_BYTES: u32 = 1024 * 1024;
-/// Pieces of an image that the control plane has in hand for one node: the one on its way, and the next, which may be asked
-/// for before it has noticed that the first has ended.
+/// Most pieces of an image that the control plane is sending to one node: the one on its way, and
+/// the next, which the node may request before the control plane has noticed the end of the first.
 pub(crate) const MAX_IMAGE_PIECES: usize = 2;
-/// Digests in one `FetchObjects`.
+/// Most digests in one `FetchObjects`.
 pub const MAX_FETCH_DIGESTS: usize = 512;
-/// Tenants in one `Hello`: 160 bytes each, so well below a frame.
+/// Most tenants in one `Hello`: 160 bytes each, so well below a frame.
 pub const MAX_HELLO_TENANTS: usize = 10_000;
-/// Epochs of a pool, or grants, in one `Hello`.
-const MAX_HELLO_EPOCHS: usize = casemate_trust::judge::MAX_EPOCHS_HELD;
-/// Objects that come with a manifest without having been asked for, bytes: the node keeps them until the manifest is
-/// judged. What does not fit is fetched.
+/// Bytes of objects that are sent with a manifest without a request: the node keeps them until the
+/// manifest is judged. The others are fetched.
 pub const MAX_AHEAD_BYTES: usize = 32 * 1024 * 1024;
 /// Longest text for people, bytes.
 pub const MAX_TEXT_BYTES: usize = 2048;
@@ -47,12 +46,8 @@ pub const MAX_BATCH_BYTES: usize = 256 * 1024;
 pub const MAX_STATUS_BYTES: usize = 64 * 1024;
 /// Length of a lease nonce, bytes.
 pub const NONCE_BYTES: usize = casemate_trust::lease::NONCE_BYTES;
-/// Largest lease answer, bytes.
-const MAX_LEASE_BYTES: usize = MAX_ENVELOPE_BYTES;
-/// Largest object, bytes.
-const MAX_OBJECT_BYTES: usize = casemate_trust::release::MAX_RELEASE_BYTES;
 
-/// A control plane's store, made up when that was created.
+/// Id of a control plane's store, random at its creation.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StoreId(pub [u8; 16]);
 
@@ -68,7 +63,7 @@ impl fmt::Debug for StoreId {
     }
 }
 
-/// A place in a store's history.
+/// A position in a store's history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor {
     /// The store.
@@ -77,7 +72,7 @@ pub struct Cursor {
     pub revision: u64,
 }
 
-/// One statement by kind and version.
+/// A statement by kind and version.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum StatementId {
     /// `Root`.
@@ -111,14 +106,14 @@ pub enum StatementId {
         /// Version.
         version: u64,
     },
-    /// A pool key sealed to the node that is spoken to.
+    /// A pool key sealed to the receiving node.
     Grant {
         /// Pool.
         pool: Name,
         /// Epoch.
         epoch: u64,
     },
-    /// `Image`. The same version may be signed again, for more pools or for longer.
+    /// `Image`. The same version may be signed again, for more pools or a longer time.
     Image {
         /// Version, as a number.
         version: u64,
@@ -136,13 +131,13 @@ pub enum StatementId {
         tenant: TenantId,
         /// Version of the manifest that it names.
         version: u64,
-        /// When it was signed.
+        /// When the statement was signed.
         issued: Seconds,
     },
 }
 
 impl StatementId {
-    /// The tenant that it is about.
+    /// The tenant of the statement.
     pub const fn tenant(&self) -> Option<&TenantId> {
         match self {
             Self::Tenant { tenant, .. }
@@ -166,7 +161,7 @@ impl StatementId {
         }
     }
 
-    /// Whether both are versions of the same thing.
+    /// Whether both are versions of the same object.
     pub fn is_same_thing(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Root { .. }, Self::Root { .. })
@@ -217,7 +212,7 @@ pub enum ObjectKind {
     Secret,
 }
 
-/// What a node has, in its vault's store: accepted, on disk.
+/// The statements that a node's vault has accepted and stored.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Has {
     /// Version of the newest root; 0 for none.
@@ -230,7 +225,7 @@ pub struct Has {
     pub grants: BTreeSet<u64>,
     /// Its tenants, at most [`MAX_HELLO_TENANTS`].
     pub tenants: BTreeMap<TenantId, TenantHas>,
-    /// Whether there are more tenants than could be listed.
+    /// Whether there are more tenants than fit into the list.
     pub more_tenants: bool,
     /// Version of its newest image as a number, and the digest of the statement's payload.
     pub image: Option<(u64, Digest)>,
@@ -238,16 +233,17 @@ pub struct Has {
     pub revocations: u64,
 }
 
-/// What a node has of a tenant.
+/// The statements that a node has of a tenant.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TenantHas {
     /// Version of its newest statement; 0 for none.
     pub version: u64,
     /// Version and payload digest of its newest manifest.
     pub manifest: Option<(u64, Digest)>,
-    /// Its newest statement of freshness: version of the manifest that it names, and when it was signed.
+    /// Its newest statement of freshness: version of the manifest that it names, and the time of
+    /// its signature.
     pub freshness: Option<(u64, Seconds)>,
-    /// What this wants of the node runs there: see [`ToControl::Stored`].
+    /// Whether the node runs what the manifest wants of it: see [`ToControl::Stored`].
     pub is_stored: bool,
 }
 
@@ -256,7 +252,7 @@ pub struct TenantHas {
 pub struct Hello {
     /// Version of the protocol that the handshake has agreed on: see [`crate::Versions`].
     pub protocol: u16,
-    /// Its name, which must be the one that its key was admitted under.
+    /// Its name, which must be the one under which its key was admitted.
     pub node: Name,
     /// Its key, which must be the one of the TLS handshake.
     pub node_key: PublicKey,
@@ -264,9 +260,9 @@ pub struct Hello {
     pub fleet: FleetId,
     /// Version of its software.
     pub software: String,
-    /// How far it came, and with which store.
+    /// Its cursor, with the store that it belongs to.
     pub cursor: Option<Cursor>,
-    /// What it has.
+    /// The statements that it has.
     pub has: Has,
 }
 
@@ -284,7 +280,7 @@ pub enum LogLevel {
 }
 
 impl LogLevel {
-    /// As in JSON.
+    /// The name in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Debug => "debug",
@@ -302,7 +298,7 @@ pub struct LogEntry {
     pub tenant: TenantId,
     /// The function.
     pub function: Name,
-    /// The request, if it is about one.
+    /// The request, if the record concerns one.
     pub request: Option<String>,
     /// Level.
     pub level: LogLevel,
@@ -315,27 +311,28 @@ pub struct LogEntry {
 }
 
 impl LogEntry {
-    /// Bytes of text in it.
+    /// Bytes of text in the record.
     pub fn bytes(&self) -> usize {
         let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         self.message.len() + optional(&self.request) + optional(&self.failure)
     }
 }
 
-/// That a node does not keep bundles of a manifest which it has accepted, or does not run a release that it wants.
+/// Reports that a node lacks bundles of a manifest which it has accepted, or does not run a release
+/// of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotStored {
     /// The tenant.
     pub tenant: TenantId,
-    /// Of the manifest.
+    /// Version of the manifest.
     pub version: u64,
-    /// Stable name, such as `bundle_quota`.
+    /// Stable code, such as `bundle_quota`.
     pub code: String,
-    /// For people.
+    /// Text for people.
     pub message: String,
 }
 
-/// From a node.
+/// A message from a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToControl {
     /// First message of a member, or the first after `Admitted`.
@@ -345,102 +342,105 @@ pub enum ToControl {
         /// Envelope.
         request: Vec<u8>,
     },
-    /// Accepted and on disk.
+    /// A statement is accepted and on disk.
     Ack {
-        /// As it was sent.
+        /// The revision with which it was sent.
         revision: u64,
-        /// What.
+        /// The statement.
         id: StatementId,
     },
-    /// Refused; what was there before goes on.
+    /// A statement is refused; the one before stays in force.
     Nack {
-        /// As it was sent.
+        /// The revision with which it was sent.
         revision: u64,
-        /// What.
+        /// The statement.
         id: StatementId,
-        /// Stable name.
+        /// Stable code.
         code: String,
-        /// For people.
+        /// Text for people.
         message: String,
     },
-    /// Every bundle that a manifest wants of the node is on its disk, and every release has been loaded once, without a
-    /// request: it runs here, after a power cut with nobody there to ask too. A release that an earlier manifest wanted too, and
-    /// that did not load then, is no obstacle.
+    /// Every bundle of a manifest that the node needs is on its disk, and every release has been
+    /// loaded once, without a request: it runs here, also after a power cut without the control
+    /// plane. A release that an earlier manifest wanted too, and that failed to load then, does not
+    /// prevent this.
     Stored {
         /// The tenant.
         tenant: TenantId,
-        /// Of the manifest.
+        /// Version of the manifest.
         version: u64,
     },
-    /// Bundles that a manifest wants of the node are not kept there, or releases do not run there; what was there before goes
-    /// on.
+    /// The node lacks bundles of a manifest that it needs, or releases fail to run; the earlier
+    /// state stays in force.
     NotStored(NotStored),
-    /// Asks for a bundle on a stream of its own.
+    /// Requests a bundle on a stream of its own.
     FetchBundle {
-        /// Which.
+        /// The bundle's digest.
         digest: Digest,
-        /// From which byte.
+        /// Offset of the first byte.
         offset: u64,
     },
-    /// Asks for a piece of the image that the newest statement for the node's pool names, on a stream of its own.
+    /// Requests a piece of the image that the newest statement for the node's pool names, on a
+    /// stream of its own.
     FetchImage {
-        /// Which.
+        /// The image's digest.
         digest: Digest,
-        /// From which byte.
+        /// Offset of the first byte.
         offset: u64,
-        /// How many bytes, at most [`MAX_IMAGE_PIECE_BYTES`].
+        /// Number of bytes, at most [`MAX_IMAGE_PIECE_BYTES`].
         bytes: u32,
     },
-    /// Asks for objects that a tenant's newest manifest lists.
+    /// Requests objects that a tenant's newest manifest lists.
     FetchObjects {
         /// The tenant.
         tenant: TenantId,
-        /// Which.
+        /// Digests of the objects.
         digests: Vec<Digest>,
     },
-    /// Asks for a lease.
+    /// Requests a lease.
     Lease {
-        /// Made by the vault just now.
+        /// A nonce that the vault has just made.
         nonce: [u8; NONCE_BYTES],
     },
     /// Log records.
     Logs {
-        /// Oldest first.
+        /// The records, oldest first.
         entries: Vec<LogEntry>,
-        /// How many were lost before these, because they came faster than they could be sent.
+        /// Number of records that were lost before these, because they came faster than they could
+        /// be sent.
         lost: u64,
     },
-    /// What the node says of itself.
+    /// The node's report about itself.
     Status {
         /// A JSON object.
         json: String,
     },
 }
 
-/// From the control plane.
+/// A message from the control plane.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToNode {
     /// Answer to `Hello`.
     Welcome {
-        /// The store, and its revision now.
+        /// The store, and its present revision.
         now: Cursor,
     },
     /// The request is plausible and waits for the operator.
     JoinPending,
     /// The request will not be relayed.
     JoinRefused {
-        /// Stable name.
+        /// Stable code.
         code: String,
-        /// For people.
+        /// Text for people.
         message: String,
     },
-    /// The node is a member now: it says `Hello`.
+    /// The node is a member now and sends its `Hello`.
     Admitted,
     /// A signed statement, or a grant.
     Statement {
         /// Revision at which the control plane accepted it.
         revision: u64,
-        /// What it claims to be.
+        /// The statement that it claims to be.
         id: StatementId,
         /// Envelope, or the grant's JSON.
         bytes: Vec<u8>,
@@ -451,17 +451,17 @@ pub enum ToNode {
         tenant: TenantId,
         /// SHA-256 of the bytes.
         digest: Digest,
-        /// What it claims to be.
+        /// The kind that it claims to be.
         kind: ObjectKind,
         /// Its bytes.
         bytes: Vec<u8>,
     },
-    /// Everything up to here was sent.
+    /// Everything up to this position was sent.
     Synced {
-        /// Where.
+        /// The position.
         now: Cursor,
     },
-    /// What was asked for is not there, or not for this node.
+    /// A requested bundle or object does not exist, or is not for this node.
     Unavailable {
         /// A bundle or an object.
         digest: Digest,
@@ -471,105 +471,17 @@ pub enum ToNode {
         /// Envelope.
         answer: Vec<u8>,
     },
-    /// The root has revoked this node: the list that names it, for its vault. The connection will be closed. May come at
-    /// any time, also instead of the answer to `Hello`.
+    /// The root has revoked this node: the list that names it, for its vault. The connection will
+    /// be closed. It may come at any time, also instead of the answer to `Hello`.
     Revoked {
         /// Envelope.
         list: Vec<u8>,
     },
     /// The connection will be closed.
     Refused {
-        /// Stable name.
+        /// Stable code.
         code: String,
-        /// For people.
+        /// Text for people.
         message: String,
     },
-}
-
-/// What a message may not hold, though it decodes.
-pub(crate) trait Bounded {
-    /// The bound that it breaks.
-    fn flaw(&self) -> Option<&'static str>;
-}
-
-fn over(is_over: bool, what: &'static str) -> Option<&'static str> {
-    is_over.then_some(what)
-}
-
-impl Bounded for ToControl {
-    fn flaw(&self) -> Option<&'static str> {
-        match self {
-            Self::Hello(hello) => over(
-                hello.has.tenants.len() > MAX_HELLO_TENANTS,
-                "tenants of a hello",
-            )
-            .or(over(
-                hello.has.epochs.len() > MAX_HELLO_EPOCHS,
-                "epochs of a hello",
-            ))
-            .or(over(
-                hello.has.grants.len() > MAX_HELLO_EPOCHS,
-                "grants of a hello",
-            ))
-            .or(over(
-                hello.software.len() > MAX_TEXT_BYTES,
-                "software version",
-            )),
-            Self::Join { request } => over(request.len() > MAX_STATUS_BYTES, "join request"),
-            Self::Nack { code, message, .. } | Self::NotStored(NotStored { code, message, .. }) => {
-                over(code.len() > MAX_TEXT_BYTES, "code")
-                    .or(over(message.len() > MAX_TEXT_BYTES, "text"))
-            }
-            Self::FetchObjects { digests, .. } => {
-                over(digests.len() > MAX_FETCH_DIGESTS, "digests of a fetch")
-            }
-            Self::Logs { entries, .. } => {
-                over(entries.len() > MAX_BATCH_RECORDS, "records of a batch")
-                    .or(over(
-                        entries.iter().map(LogEntry::bytes).sum::<usize>() > MAX_BATCH_BYTES,
-                        "batch",
-                    ))
-                    .or(over(
-                        entries.iter().any(|entry| entry.bytes() > MAX_LOG_BYTES),
-                        "log record",
-                    ))
-            }
-            Self::Status { json } => over(json.len() > MAX_STATUS_BYTES, "status"),
-            Self::FetchImage { bytes, .. } => {
-                over(*bytes > MAX_IMAGE_PIECE_BYTES, "piece of an image")
-            }
-            Self::Ack { .. }
-            | Self::Stored { .. }
-            | Self::FetchBundle { .. }
-            | Self::Lease { .. } => None,
-        }
-    }
-}
-
-impl Bounded for ToNode {
-    fn flaw(&self) -> Option<&'static str> {
-        match self {
-            Self::Statement { bytes, .. } => over(bytes.len() > MAX_ENVELOPE_BYTES, "statement"),
-            Self::Revoked { list } => over(list.len() > MAX_ENVELOPE_BYTES, "statement"),
-            Self::Object { bytes, .. } => over(bytes.len() > MAX_OBJECT_BYTES, "object"),
-            Self::Lease { answer } => over(answer.len() > MAX_LEASE_BYTES, "lease answer"),
-            Self::JoinRefused { code, message } | Self::Refused { code, message } => {
-                over(code.len() > MAX_TEXT_BYTES, "code")
-                    .or(over(message.len() > MAX_TEXT_BYTES, "text"))
-            }
-            Self::Welcome { .. }
-            | Self::JoinPending
-            | Self::Admitted
-            | Self::Synced { .. }
-            | Self::Unavailable { .. } => None,
-        }
-    }
-}
-
-/// The beginning of a text, at a character's edge.
-pub(crate) fn shorten(mut text: String, most: usize) -> String {
-    if text.len() > most {
-        text.truncate(text.floor_char_boundary(most));
-    }
-    text
 }

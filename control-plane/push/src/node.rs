@@ -1,111 +1,33 @@
 //! The node's end.
 
+mod event;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::release::MAX_BUNDLE_BYTES;
 
+use crate::bounds::shorten;
 use crate::bundle;
 use crate::codec::{Decoder, Violation, encode};
 use crate::message::{
     Cursor, Hello, LogEntry, MAX_AHEAD_BYTES, MAX_BATCH_BYTES, MAX_BATCH_RECORDS,
     MAX_FETCH_DIGESTS, MAX_FETCHES, MAX_IMAGE_PIECE_BYTES, MAX_LOG_BYTES, MAX_STATUS_BYTES,
-    MAX_TEXT_BYTES, MAX_UNACKED, NONCE_BYTES, NotStored, ObjectKind, StatementId, ToControl,
-    ToNode, shorten,
+    MAX_TEXT_BYTES, MAX_UNACKED, NONCE_BYTES, NotStored, StatementId, ToControl, ToNode,
 };
 
-/// Messages that wait to be written: an answer to each statement, and as many questions.
+pub use event::{Expected, NodeEvent};
+
+/// Most messages that wait to be written: an answer to each statement, and as many requests.
 const MAX_WAITING: usize = 1024;
-/// Bundles that wait for their turn: every release of the largest plan.
+/// Most bundles that wait in the queue: every release of the largest plan.
 const MAX_WANTED_BUNDLES: usize = 16 * 1024;
-/// Objects that were asked for and have not come.
+/// Most objects that were requested and have not come.
 const MAX_WANTED_OBJECTS: usize = 16 * 1024;
-/// Log text that waits, bytes; older records are dropped first and counted.
+/// Most bytes of waiting log text; the oldest records are dropped first and counted.
 const MAX_LOG_QUEUE_BYTES: usize = 1024 * 1024;
 
-/// What came.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NodeEvent {
-    /// The hello was taken.
-    Welcome {
-        /// The store, and its revision now.
-        now: Cursor,
-    },
-    /// The operator has not decided.
-    JoinPending,
-    /// The request will not be relayed.
-    JoinRefused {
-        /// Stable name.
-        code: String,
-        /// For people.
-        message: String,
-    },
-    /// Now a member: call [`NodeEnd::hello`].
-    Admitted,
-    /// Have it judged, then [`NodeEnd::ack`] or [`NodeEnd::nack`].
-    Statement {
-        /// What it claims to be.
-        id: StatementId,
-        /// Revision at the control plane.
-        revision: u64,
-        /// Envelope, or a grant's JSON.
-        bytes: Vec<u8>,
-    },
-    /// An object that a manifest lists; its digest has been checked.
-    Object {
-        /// The tenant.
-        tenant: TenantId,
-        /// SHA-256 of the bytes.
-        digest: Digest,
-        /// What it claims to be.
-        kind: ObjectKind,
-        /// Its bytes.
-        bytes: Vec<u8>,
-    },
-    /// Everything up to `now` was sent and answered: this cursor may be stored.
-    Synced {
-        /// Where.
-        now: Cursor,
-    },
-    /// A bundle or an object that was asked for is not there, or not for this node.
-    Unavailable {
-        /// Which.
-        digest: Digest,
-    },
-    /// The image that was asked for is not there, or is not the newest for this node's pool.
-    ImageUnavailable {
-        /// Which.
-        digest: Digest,
-    },
-    /// Answer to a lease question, for the vault.
-    Lease {
-        /// Envelope.
-        answer: Vec<u8>,
-    },
-    /// The root has revoked this node. The list is for the vault to judge; the connection will be closed.
-    Revoked {
-        /// Envelope.
-        list: Vec<u8>,
-    },
-    /// The control plane will close the connection.
-    Refused {
-        /// Stable name.
-        code: String,
-        /// For people.
-        message: String,
-    },
-}
-
-/// What a stream brings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Expected {
-    /// A bundle, from where it was asked for to its end.
-    Bundle,
-    /// The piece of an image.
-    ImagePiece,
-}
-
-/// A piece of an image that was asked for.
+/// A requested piece of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Piece {
     digest: Digest,
@@ -116,24 +38,27 @@ struct Piece {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Has asked to join.
+    /// The node has asked to join.
     Joining,
-    /// Was admitted; has to say hello.
+    /// The node was admitted and has to send its hello.
     Admitted,
-    /// Has said hello.
+    /// The node has sent its hello.
     Greeting,
-    /// Is being served.
+    /// The node is being served.
     Served,
 }
 
-/// See the crate's documentation.
+/// The node's end of one connection: a state machine without IO, owned by the shell of the link.
+/// `receive` takes bytes, `poll_event` gives what came, `ack` and `nack` answer it, `poll_transmit`
+/// gives what to write; the crate's documentation has the order.
 #[derive(Debug)]
 pub struct NodeEnd {
     state: State,
     decoder: Decoder,
     waiting: VecDeque<ToControl>,
     unanswered: BTreeMap<StatementId, u64>,
-    /// Reached the control plane's end, with statements that wait for their answer.
+    /// The position that the control plane's end reached, with statements that are not answered
+    /// yet.
     synced: Option<Cursor>,
     wanted_objects: BTreeSet<Digest>,
     ahead_bytes: usize,
@@ -147,12 +72,13 @@ pub struct NodeEnd {
 }
 
 impl NodeEnd {
-    /// The end of a node that was admitted.
+    /// Makes the end of an admitted node.
     pub fn member(hello: Hello) -> Self {
         Self::new(State::Greeting, ToControl::Hello(Box::new(hello)))
     }
 
-    /// The end of a node that was not: `request` is the envelope that its vault signed.
+    /// Makes the end of a node that is not admitted: `request` is the envelope that its vault
+    /// signed.
     pub fn joining(request: Vec<u8>) -> Self {
         Self::new(State::Joining, ToControl::Join { request })
     }
@@ -176,10 +102,10 @@ impl NodeEnd {
         }
     }
 
-    /// Says hello after [`NodeEvent::Admitted`].
+    /// Sends the hello after [`NodeEvent::Admitted`].
     ///
     /// # Errors
-    /// It was not admitted just now.
+    /// The node was not just admitted.
     pub fn hello(&mut self, hello: Hello) -> Result<(), Violation> {
         if self.state != State::Admitted {
             return Err(Violation::Unexpected("a hello of ours"));
@@ -188,10 +114,10 @@ impl NodeEnd {
         self.ask(ToControl::Hello(Box::new(hello)))
     }
 
-    /// Takes what was read from the stream.
+    /// Takes the bytes that were read from the stream.
     ///
     /// # Errors
-    /// More than fits: events were not polled.
+    /// Too many bytes came, because events were not polled.
     pub fn receive(&mut self, chunk: &[u8]) -> Result<(), Violation> {
         self.decoder.receive(chunk)
     }
@@ -290,7 +216,7 @@ impl NodeEnd {
                 let was_wanted =
                     self.wanted_objects.remove(&digest) | self.fetching.remove(&digest);
                 if !was_wanted {
-                    return Err(Violation::Unexpected("an answer that nobody asked for"));
+                    return Err(Violation::Unexpected("an answer without a request"));
                 }
                 Ok(Some(NodeEvent::Unavailable { digest }))
             }
@@ -299,10 +225,10 @@ impl NodeEnd {
         }
     }
 
-    /// The statement was accepted and is on disk.
+    /// Reports that the statement was accepted and is on disk.
     ///
     /// # Errors
-    /// No such statement waits.
+    /// No such statement waits for an answer.
     pub fn ack(&mut self, id: &StatementId) -> Result<(), Violation> {
         let revision = self.answer(id)?;
         self.ask(ToControl::Ack {
@@ -311,10 +237,11 @@ impl NodeEnd {
         })
     }
 
-    /// Every bundle that a manifest wants is on disk. Before the hello, which says the same, nothing is said.
+    /// Reports that every bundle of a manifest is on disk. Before the hello, which contains this,
+    /// nothing is sent.
     ///
     /// # Errors
-    /// Too much waits to be said.
+    /// Too many messages wait to be sent.
     pub fn stored(&mut self, tenant: TenantId, version: u64) -> Result<(), Violation> {
         if matches!(self.state, State::Joining | State::Admitted) {
             return Ok(());
@@ -322,10 +249,10 @@ impl NodeEnd {
         self.ask(ToControl::Stored { tenant, version })
     }
 
-    /// Bundles that a manifest wants are not kept here. Before the hello nothing is said.
+    /// Reports that bundles of a manifest are missing here. Before the hello nothing is sent.
     ///
     /// # Errors
-    /// Too much waits to be said.
+    /// Too many messages wait to be sent.
     pub fn not_stored(&mut self, not_stored: NotStored) -> Result<(), Violation> {
         if matches!(self.state, State::Joining | State::Admitted) {
             return Ok(());
@@ -337,10 +264,10 @@ impl NodeEnd {
         }))
     }
 
-    /// The statement was refused.
+    /// Reports that the statement was refused.
     ///
     /// # Errors
-    /// No such statement waits.
+    /// No such statement waits for an answer.
     pub fn nack(&mut self, id: &StatementId, code: &str, message: &str) -> Result<(), Violation> {
         let revision = self.answer(id)?;
         self.ask(ToControl::Nack {
@@ -357,10 +284,10 @@ impl NodeEnd {
             .ok_or(Violation::Unexpected("an answer of ours"))
     }
 
-    /// Asks for objects that a manifest lists and that did not come with it.
+    /// Requests objects that a manifest lists and that did not come with it.
     ///
     /// # Errors
-    /// More than may be under way.
+    /// More are under way than allowed.
     pub fn fetch_objects(&mut self, tenant: TenantId, digests: &[Digest]) -> Result<(), Violation> {
         if self.wanted_objects.len() + digests.len() > MAX_WANTED_OBJECTS {
             return Err(Violation::Flood("objects"));
@@ -376,11 +303,11 @@ impl NodeEnd {
         })
     }
 
-    /// Asks for a bundle from `offset` on; at most [`MAX_FETCHES`] come at a time, the others wait. Asking again for one
-    /// that is asked for changes nothing.
+    /// Requests a bundle from `offset` on; at most [`MAX_FETCHES`] are under way, the others wait.
+    /// Repeating a request changes nothing.
     ///
     /// # Errors
-    /// More than may wait.
+    /// More would wait than allowed.
     pub fn fetch_bundle(&mut self, digest: Digest, offset: u64) -> Result<(), Violation> {
         if self.wanted_bundles.len() >= MAX_WANTED_BUNDLES {
             return Err(Violation::Flood("bundles"));
@@ -396,11 +323,12 @@ impl NodeEnd {
         Ok(())
     }
 
-    /// Asks for a piece of an image, at most [`MAX_IMAGE_PIECE_BYTES`] from `offset` on. One at a time: the next after
-    /// [`NodeEnd::image_piece_done`] or [`NodeEvent::ImageUnavailable`].
+    /// Requests a piece of an image, at most [`MAX_IMAGE_PIECE_BYTES`] from `offset` on. Only one
+    /// may be under way: request the next one after [`NodeEnd::image_piece_done`] or
+    /// [`NodeEvent::ImageUnavailable`].
     ///
     /// # Errors
-    /// One is under way.
+    /// A piece is under way already.
     pub fn fetch_image(
         &mut self,
         digest: Digest,
@@ -424,7 +352,7 @@ impl NodeEnd {
         self.piece.is_some()
     }
 
-    /// The stream of a piece has ended, well or not.
+    /// The stream of a piece has ended, complete or not.
     pub fn image_piece_done(&mut self) {
         self.piece = None;
     }
@@ -434,7 +362,7 @@ impl NodeEnd {
             .is_some_and(|piece| piece.is_sent && piece.digest == *digest)
     }
 
-    /// Which question of ours a stream's header answers; if none, the stream is to be stopped.
+    /// The request that a stream's header answers; without one, the stream must be stopped.
     pub fn expects(&self, header: &bundle::Header) -> Option<Expected> {
         let is_piece = |piece: &Piece| {
             let bytes = header.total.saturating_sub(header.offset);
@@ -449,20 +377,21 @@ impl NodeEnd {
         is_bundle.then_some(Expected::Bundle)
     }
 
-    /// A bundle's stream has ended, well or not: the next may come.
+    /// A bundle's stream has ended, complete or not: the next may be requested.
     pub fn bundle_done(&mut self, digest: &Digest) {
         self.fetching.remove(digest);
     }
 
-    /// Asks for a lease.
+    /// Requests a lease.
     ///
     /// # Errors
-    /// Too much waits to be written.
+    /// Too many messages wait to be written.
     pub fn lease(&mut self, nonce: [u8; NONCE_BYTES]) -> Result<(), Violation> {
         self.ask(ToControl::Lease { nonce })
     }
 
-    /// Adds a log record; when they come faster than they can be sent, the oldest are lost and counted.
+    /// Adds a log record; when records come faster than they can be sent, the oldest are dropped
+    /// and counted.
     pub fn log(&mut self, mut entry: LogEntry) {
         entry.request = entry.request.map(|text| shorten(text, MAX_LOG_BYTES / 8));
         entry.failure = entry.failure.map(|text| shorten(text, MAX_LOG_BYTES / 8));
@@ -478,7 +407,8 @@ impl NodeEnd {
         }
     }
 
-    /// Replaces what the node says of itself: a JSON object. One that is over [`MAX_STATUS_BYTES`] is not sent.
+    /// Replaces the node's report about itself, a JSON object. A report over [`MAX_STATUS_BYTES`]
+    /// is not sent.
     pub fn status(&mut self, json: String) {
         self.status = Some(json).filter(|json| json.len() <= MAX_STATUS_BYTES);
     }
@@ -545,7 +475,7 @@ impl NodeEnd {
     }
 }
 
-/// A record without text takes room too.
+/// A record without text takes memory too.
 fn size_in_queue(entry: &LogEntry) -> usize {
     size_of::<LogEntry>() + entry.bytes()
 }

@@ -1,17 +1,18 @@
 //! Why a node does not run a manifest that it has accepted: codes and texts that both ends know.
 
-/// [`NotStored::code`](crate::NotStored::code) of a release that cannot be loaded: the text holds the tenant's stack.
+/// [`NotStored::code`](crate::NotStored::code) of a release that cannot be loaded: the text holds
+/// the tenant's stack.
 pub const LOAD_FAILED: &str = "load_failed";
-/// [`NotStored::code`](crate::NotStored::code) of releases that an earlier manifest brought, that could not be loaded then, and
-/// that this manifest still wants. It comes before [`ToControl::Stored`](crate::ToControl::Stored), for which such releases are
-/// no hindrance.
+/// [`NotStored::code`](crate::NotStored::code) of releases that an earlier manifest brought, that
+/// could not be loaded then, and that this manifest still wants. The report precedes
+/// [`ToControl::Stored`](crate::ToControl::Stored), which such releases do not prevent.
 pub const LOAD_FAILED_EARLIER: &str = "load_failed_earlier";
-/// What stands behind the names of functions in the text of both.
+/// The words that follow the names of functions in the text of both codes.
 const CANNOT_BE_LOADED: &str = " cannot be loaded";
-/// Functions that such a text names at most.
+/// Most functions that such a text names.
 const MAX_NAMED: usize = 20;
 
-/// The text that names functions whose releases cannot be loaded, and says `why`.
+/// Builds the text that names functions whose releases cannot be loaded, and appends `why`.
 pub fn cannot_be_loaded(functions: &[&str], why: &str) -> String {
     let named = functions.iter().take(MAX_NAMED);
     let mut names: Vec<String> = named.map(|name| format!("`{name}`")).collect();
@@ -21,7 +22,7 @@ pub fn cannot_be_loaded(functions: &[&str], why: &str) -> String {
     format!("{}{CANNOT_BE_LOADED}{why}", names.join(", "))
 }
 
-/// Whether a node reports of `function` that its release cannot be loaded, by code and text of a refusal.
+/// Whether a refusal's code and text report that the release of `function` cannot be loaded.
 pub fn is_not_loaded(code: &str, text: &str, function: &str) -> bool {
     let names = text
         .split_once(CANNOT_BE_LOADED)
@@ -34,12 +35,13 @@ pub fn is_not_loaded(code: &str, text: &str, function: &str) -> bool {
         })
 }
 
-/// [`NotStored::code`](crate::NotStored::code) of a release that waits for a worker to be loaded in.
+/// [`NotStored::code`](crate::NotStored::code) of a release that waits for a worker to be loaded
+/// in.
 pub const NO_PLACE: &str = "no_place";
-/// Codes of a node's refusals that pass without anybody's word: the node tries again by itself, with pauses.
+/// Codes of a node's refusals that pass by themselves: the node retries with pauses.
 const TRANSIENT: [&str; 3] = [NO_PLACE, "storage_full", "storage_failed"];
 
-/// Whether the node that reports this code tries again by itself.
+/// Whether the node that reports this code retries by itself.
 pub fn is_transient(code: &str) -> bool {
     TRANSIENT.contains(&code)
 }

@@ -1,4 +1,4 @@
-//! One behaviour at a time, between the two ends.
+//! Single behaviours of the two ends.
 
 use casemate_trust::id::{Digest, FleetId};
 use casemate_trust::key::PublicKey;
@@ -22,7 +22,7 @@ fn served(world: &World) -> ControlEnd {
 }
 
 #[test]
-fn a_stranger_may_only_join() {
+fn a_node_that_is_not_a_member_may_only_join() {
     let (world, vault) = (World::new(1), Vault::default());
     let first_word = |message| {
         let mut control = ControlEnd::stranger(VERSIONS.newest);
@@ -49,7 +49,7 @@ fn a_stranger_may_only_join() {
 
 #[test]
 fn a_join_becomes_a_membership_on_the_same_connection() {
-    let (mut world, mut vault, mut dice) = (World::new(1), Vault::default(), Dice(1));
+    let (mut world, mut vault, mut dice) = (World::new(1), Vault::default(), Dice::new(1));
     world.put_next(|version| StatementId::Root { version });
     let (mut node, mut control) = (
         NodeEnd::joining(vec![1]),
@@ -158,7 +158,7 @@ fn objects_of_another_pool_are_not_given() {
 }
 
 #[test]
-fn asking_for_no_objects_is_a_violation_and_each_question_is_an_event() {
+fn an_empty_request_for_objects_is_a_violation_and_each_request_is_an_event() {
     let world = World::new(1);
     let mut control = served(&world);
     let ask = |digests| {
@@ -311,7 +311,7 @@ fn world_with_manifest(dice: &mut Dice) -> World {
 
 #[test]
 fn a_cursor_of_another_store_or_from_the_future_is_no_help() {
-    let world = world_with_manifest(&mut Dice(1));
+    let world = world_with_manifest(&mut Dice::new(1));
     let mut hello = Vault::default().hello();
     hello.has.more_tenants = true;
     let now = world.now();
@@ -342,7 +342,7 @@ fn a_cursor_of_another_store_or_from_the_future_is_no_help() {
 
 #[test]
 fn another_manifest_of_the_same_version_is_sent_so_that_its_refusal_shows() {
-    let world = world_with_manifest(&mut Dice(1));
+    let world = world_with_manifest(&mut Dice::new(1));
     let mut hello = Vault::default().hello();
     let has = |version, digest| TenantHas {
         version: 1,
@@ -370,7 +370,7 @@ fn a_node_says_what_it_does_not_keep_once_it_is_known() {
         message: "x".repeat(2 * MAX_TEXT_BYTES),
     };
     let world = World::new(1);
-    link.settle(&world, &mut Vault::default(), &mut Dice(1));
+    link.settle(&world, &mut Vault::default(), &mut Dice::new(1));
     link.node.not_stored(not_stored.clone()).unwrap();
     let frame = link.node.poll_transmit().unwrap();
     link.control.receive(&frame).unwrap();
@@ -383,13 +383,14 @@ fn a_node_says_what_it_does_not_keep_once_it_is_known() {
     assert!(said.message.len() <= MAX_TEXT_BYTES);
 }
 
-/// What a hostile control plane may not send as a piece of an image, and a hostile node not ask for.
+/// What a hostile control plane may not send as a piece of an image, and a hostile node not ask
+/// for.
 #[test]
 fn pieces_of_images_are_bounded_and_come_one_at_a_time() {
     let world = World::new(1);
     let mut vault = Vault::default();
     let mut link = Link::new(&vault);
-    link.settle(&world, &mut vault, &mut Dice(1));
+    link.settle(&world, &mut vault, &mut Dice::new(1));
     let digest = Digest::of(b"image");
     let header = |offset, total| bundle::Header {
         digest,

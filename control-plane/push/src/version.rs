@@ -1,23 +1,26 @@
 //! Which version of the protocol two ends speak: the highest that both do.
 //!
-//! A node offers its versions in the TLS handshake (ALPN, RFC 7301), newest first, and the control plane takes the newest that
-//! it speaks itself: one handshake, inside of what TLS protects, in whichever order the two were upgraded. An end that
-//! introduces a version goes on to speak the one before, so that a fleet is upgraded node by node.
+//! A node offers its versions in the TLS handshake (ALPN, RFC 7301), newest first, and the control
+//! plane takes the newest that it speaks itself: one handshake, inside of what TLS protects, in
+//! whichever order the two were upgraded. An end that introduces a version goes on to speak the one
+//! before, so that a fleet is upgraded node by node.
 //!
-//! Two ends without a common version still have [`APART`] in common, on which no version of the protocol is spoken: the node
-//! sends one [`Offer`], and the control plane closes the connection with [`apart`]. So the operator sees at the control plane
-//! which of its nodes are too old or too new, and the node's log says the same. The format of an offer never changes.
+//! Two ends without a common version still have [`APART`] in common, on which no version of the
+//! protocol is spoken: the node sends one [`Offer`], and the control plane closes the connection
+//! with [`apart`]. So the operator sees at the control plane which of its nodes are too old or too
+//! new, and the node's log says the same. The format of an offer never changes.
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounds::shorten;
 use crate::codec::Violation;
-use crate::message::{MAX_TEXT_BYTES, shorten};
+use crate::message::MAX_TEXT_BYTES;
 
 /// The application protocol of ends that have no version in common.
 pub const APART: &[u8] = b"casemate-push/apart";
-/// The versions that this program speaks. Who adds one: give changed messages types of their own beside those of the version
-/// before, have [`crate::ControlEnd`] and [`crate::NodeEnd`] choose by the version that was agreed on, and record the new
-/// version's conversations (`tests/recorded`).
+/// The versions that this program speaks. Who adds one: give changed messages types of their own
+/// beside those of the version before, have [`crate::ControlEnd`] and [`crate::NodeEnd`] choose by
+/// the version that was agreed on, and record the new version's conversations (`tests/recorded`).
 pub const VERSIONS: Versions = Versions {
     oldest: 3,
     newest: 3,
@@ -58,7 +61,8 @@ pub struct Offer {
     pub software: String,
 }
 
-/// The ALPN name of a version. Version 3 came while nothing had been released, and kept the name of version 2.
+/// The ALPN name of a version. Version 3 came while nothing had been released, and kept the name of
+/// version 2.
 fn alpn(version: u16) -> Vec<u8> {
     let named = if version == 3 { 2 } else { version };
     format!("casemate-push/{named}").into_bytes()
@@ -71,7 +75,8 @@ impl Versions {
         versions.chain([APART.to_vec()]).collect()
     }
 
-    /// What the name means that the handshake has agreed on; `None` if it is none of [`Versions::alpns`].
+    /// What the name means that the handshake has agreed on; `None` if it is none of
+    /// [`Versions::alpns`].
     pub fn agreed(self, name: &[u8]) -> Option<Agreed> {
         if name == APART {
             return Some(Agreed::Apart);
@@ -103,7 +108,8 @@ impl Offer {
         [&length.to_be_bytes()[..], &json].concat()
     }
 
-    /// From the bytes that came so far; `None` while some are missing. Members that later programs add are for later programs.
+    /// From the bytes that came so far; `None` while some are missing. Members that later programs
+    /// add are for later programs.
     ///
     /// # Errors
     /// It is no offer.
@@ -140,7 +146,8 @@ pub fn apart(offer: &Offer, ours: Versions, our_software: &str) -> String {
         "upgrade the node"
     };
     let text = format!(
-        "no common push protocol: the node (casemate {}) speaks {}, the control plane (casemate {our_software}) {}; {upgrade}",
+        "no common push protocol: the node (casemate {}) speaks {}, the control plane (casemate \
+         {our_software}) {}; {upgrade}",
         offer.software,
         theirs.text(),
         ours.text()
@@ -226,8 +233,8 @@ mod tests {
             (4, 6, "0.9.0")
         );
         let text = apart(&offer, versions(2, 3), "0.1.0");
-        let expected = "no common push protocol: the node (casemate 0.9.0) speaks versions 4 to 6, the control plane \
-                        (casemate 0.1.0) versions 2 to 3; upgrade the control plane";
+        let expected = "no common push protocol: the node (casemate 0.9.0) speaks versions 4 to 6, \
+             the control plane (casemate 0.1.0) versions 2 to 3; upgrade the control plane";
         assert_eq!(text, expected);
         assert!(apart(&offer, versions(7, 7), "1.0.0").ends_with("version 7; upgrade the node"));
 

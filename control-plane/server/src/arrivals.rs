@@ -1,6 +1,6 @@
-//! Connections that have not yet proven who they are. Their number is bounded, and a full table is
-//! no lock: a new connection takes the slot of an old one, so that silence is never a way to keep
-//! somebody else out.
+//! Connections that have not yet proven an identity. Their number is limited, and a full table does
+//! not lock anyone out: a new connection takes the slot of an old one, so that silent connections
+//! cannot keep others out.
 //!
 //! A connection leaves the table when it proves itself (a valid token, a known node key) and then
 //! counts against [`Places`](crate::places::Places) of its own kind, which no stranger can fill.
@@ -8,9 +8,10 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -112,7 +113,7 @@ impl Arrivals {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 }
 

@@ -1,9 +1,9 @@
-//! Bundles by tenant and digest, in an object store: a folder with one for each tenant.
+//! Bundles by tenant and digest, in an object store: a folder with a subfolder for each tenant.
 
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use casemate_api::error::code;
 use casemate_api::limits::MAX_BUNDLE_BYTES;
@@ -14,31 +14,34 @@ use futures_util::stream::BoxStream;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::{Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _};
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::{RwLock, RwLockWriteGuard, Semaphore};
 
 use crate::fault::Fault;
 
-/// Uploads at a time; others wait. Each holds a few chunks and a temporary file.
+/// Uploads at a time; others wait. Each needs a few chunks of memory and a temporary file.
 const MAX_UPLOADS: usize = 16;
-/// Of them of one tenant: its slow uploads keep its own waiting.
+/// Uploads of one tenant at a time: a tenant with slow uploads delays only its own.
 const MAX_UPLOADS_OF_TENANT: usize = 4;
 /// Bytes of one part: the upload is written as it comes.
 const PART_BYTES: usize = 256 * 1024;
 
-/// See the module.
+/// The bundles of all tenants; clones share one store. Owned by the plane, which has checked that a
+/// tenant may have what it asks for.
 #[derive(Debug, Clone)]
 pub(crate) struct Bundles {
     store: Arc<dyn ObjectStore>,
     uploads: Arc<Semaphore>,
-    /// Each tenant's share of them, while it uses or wants some.
+    /// Each tenant's share of the uploads, while it is used or awaited.
     shares: Arc<Mutex<HashMap<TenantId, Weak<Semaphore>>>>,
-    /// Uploads read, removals write: what is put in place just now is not removed by a decision that was made before.
+    /// Uploads take it for reading, removals for writing: a removal that was decided earlier cannot
+    /// remove a bundle that was stored just now.
     moving: Arc<RwLock<()>>,
 }
 
 impl Bundles {
-    /// Opens the folder, made before; what a killed upload has left is swept.
+    /// Opens the existing folder and removes what a killed upload has left.
     pub(crate) fn open(folder: &Path) -> io::Result<Self> {
         for tenant in std::fs::read_dir(folder)? {
             let tenant = tenant?;
@@ -62,7 +65,8 @@ impl Bundles {
         })
     }
 
-    /// Every bundle: whose, its digest, its size in bytes and the Unix time of its upload. What cannot be read is logged.
+    /// Every bundle: tenant, digest, size in bytes and Unix time of its upload. A file that cannot
+    /// be read is logged.
     pub(crate) fn list(&self) -> BoxStream<'static, (TenantId, Digest, u64, Seconds)> {
         let listed = self.store.list(None).filter_map(async |found| {
             let found = found.inspect_err(|error| drop(fault(error))).ok()?;
@@ -78,7 +82,7 @@ impl Bundles {
         listed.boxed()
     }
 
-    /// Size of a bundle, if it is there.
+    /// Size of a bundle, if it exists.
     pub(crate) async fn size(
         &self,
         tenant: &TenantId,
@@ -92,7 +96,7 @@ impl Bundles {
     }
 
     fn share(&self, tenant: &TenantId) -> Arc<Semaphore> {
-        let shares = &mut *self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let shares = &mut *self.shares.lock();
         if let Some(share) = shares.get(tenant).and_then(Weak::upgrade) {
             return share;
         }
@@ -102,7 +106,8 @@ impl Bundles {
         share
     }
 
-    /// Stores what `body` gives, if its digest is `digest`. Whole and synced when `kept` is told its size.
+    /// Stores the content of `body`, if its digest is `digest`. It is complete and synced when
+    /// `kept` receives its size.
     pub(crate) async fn put(
         &self,
         tenant: &TenantId,
@@ -111,7 +116,7 @@ impl Bundles {
         kept: impl FnOnce(u64),
     ) -> Result<(), Fault> {
         let closed = |_| Fault::storage_failed();
-        // Its own share first: whoever waits for that keeps nobody else waiting.
+        // The tenant's own share comes first: a request that waits for it delays no other tenant.
         let share = self.share(tenant);
         let _own = share.acquire().await.map_err(closed)?;
         let _permit = self.uploads.acquire().await.map_err(closed)?;
@@ -160,14 +165,14 @@ impl Bundles {
         match received.await {
             Ok(()) => Ok(()),
             Err(refused) => {
-                // The temporary file; sweeping at the next start gets what cannot be removed now.
+                // The temporary file; one that cannot be removed now is removed at the next start.
                 upload.abort().await.ok();
                 Err(refused)
             }
         }
     }
 
-    /// Begins to remove.
+    /// Begins a removal.
     pub(crate) async fn begin_removal(&self) -> Removal<'_> {
         Removal {
             bundles: self,
@@ -204,14 +209,14 @@ impl Bundles {
     }
 }
 
-/// No upload is put in place while this is held.
+/// While this is held, no upload is completed.
 pub(crate) struct Removal<'a> {
     bundles: &'a Bundles,
     _moving: RwLockWriteGuard<'a, ()>,
 }
 
 impl Removal<'_> {
-    /// Removes a bundle. Whoever reads it just now reads it to its end.
+    /// Removes a bundle. A request that is reading it can read it to its end.
     pub(crate) async fn remove(&self, tenant: &TenantId, digest: &Digest) -> Result<(), Fault> {
         match self.bundles.store.delete(&name(tenant, digest)).await {
             Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
@@ -253,7 +258,7 @@ mod tests {
     const BANK: TenantId = TenantId([2; 32]);
 
     fn unkept(_: u64) {
-        panic!("what was refused is not kept");
+        panic!("a refused bundle is not kept");
     }
 
     fn body(
@@ -318,7 +323,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_one_tenant_loses_another_keeps() {
+    async fn removing_one_tenants_bundle_keeps_the_other_tenants() {
         let folder = tempfile::tempdir().unwrap();
         let bundles = Bundles::open(folder.path()).unwrap();
         let digest = Digest::of(b"shared");
@@ -328,7 +333,8 @@ mod tests {
         }
         let read = bundles.get(&SHOP, &digest, 0).await.unwrap().unwrap().1;
         let removal = bundles.begin_removal().await;
-        // Removing what is gone is no mistake: a kill may have come after the first time.
+        // Removing a bundle that is gone is not an error: a crash may have come after the first
+        // removal.
         for _ in 0..2 {
             removal.remove(&SHOP, &digest).await.unwrap();
         }
@@ -336,7 +342,11 @@ mod tests {
         assert_eq!(bundles.size(&SHOP, &digest).await.unwrap(), None);
         assert_eq!(bundles.size(&BANK, &digest).await.unwrap(), Some(6));
         let read: Vec<_> = read.map(Result::unwrap).collect().await;
-        assert_eq!(read.concat(), b"shared", "who was reading it reads on");
+        assert_eq!(
+            read.concat(),
+            b"shared",
+            "a request that was reading it continues"
+        );
         let listed: Vec<_> = bundles.list().collect().await;
         let (tenant, listed, bytes, since) = listed[0];
         assert_eq!((tenant, listed, bytes), (BANK, digest, 6));
@@ -368,7 +378,7 @@ mod tests {
         }
         let last = bundles.put(&SHOP, &digest, body(&[b"quick"]), |_| {});
         last.await.unwrap();
-        let shares = bundles.shares.lock().unwrap();
+        let shares = bundles.shares.lock();
         assert!(shares.values().all(|share| share.strong_count() == 0));
     }
 
@@ -385,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_kill_has_left_is_swept() {
+    fn left_overs_of_a_killed_program_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let tenant = folder.path().join(SHOP.to_string());
         std::fs::create_dir(&tenant).unwrap();

@@ -12,10 +12,10 @@ use toml::de::{DeTable, DeValue};
 use crate::failure::Failure;
 use crate::plane::LogLimits;
 
-/// Storage of a tenant where the file says nothing, MiB: a hundred of the largest bundles, so that ten functions keep all the
-/// releases that they may go back to.
+/// Default storage of a tenant, MiB: a hundred of the largest bundles, so that ten functions keep
+/// all releases that a rollback can return to.
 const TENANT_STORAGE_MIB: u64 = 1024;
-/// Most that can be set, MiB: a TiB. What is meant to be more is a mistake in the unit.
+/// Largest allowed value, MiB: a TiB. A larger number is a mistake in the unit.
 const MAX_TENANT_STORAGE_MIB: u64 = 1024 * 1024;
 /// Most days that logs are kept for: ten years.
 const MAX_LOG_DAYS: u64 = 3660;
@@ -27,17 +27,18 @@ const KEYS: &str = "expected `state`, `api`, `quic`, `public_quic`, `log`, `tena
 /// Most connections of the API that can be set: each costs a descriptor and up to a few hundred KiB of buffers.
 const MAX_API_CONNECTIONS: usize = 65_536;
 
-/// How many connections of the API there may be at a time. Connections that have shown a valid token have slots of their
-/// own, `all` less `without_token`; those that have not share `without_token`.
+/// Limits on the number of concurrent connections of the API. Connections that have shown a valid
+/// token have slots of their own, `all` less `without_token`; connections without one share
+/// `without_token`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ApiLimits {
-    /// Connections in all.
+    /// All connections.
     pub all: usize,
-    /// Of them without a valid token; a new one evicts the oldest.
+    /// Connections without a valid token; a new one evicts the oldest.
     pub without_token: usize,
-    /// Of those without a token from one address, or from one IPv6 network of 64 bits.
+    /// Connections without a token from one address, or from one IPv6 network of 64 bits.
     pub from_address: usize,
-    /// Of those with a token, with the same one.
+    /// Connections with the same token.
     pub of_token: usize,
 }
 
@@ -52,7 +53,7 @@ impl Default for ApiLimits {
     }
 }
 
-/// What `casemate-control serve` needs to know.
+/// The settings of `casemate-control serve`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Folder of the state, made by `casemate-control init`.
@@ -61,17 +62,18 @@ pub struct Config {
     pub api: SocketAddr,
     /// Where nodes connect; port 0 asks the kernel for one.
     pub quic: SocketAddr,
-    /// `host:port` under which nodes reach `quic`; without it, what `quic` is bound to.
+    /// `host:port` under which nodes reach `quic`; without it, the address that `quic` is bound to.
     pub public_quic: Option<String>,
-    /// What is stored for one tenant at most, MiB: bundles, releases and sealed secrets.
+    /// Most that is stored for one tenant, MiB: bundles, releases and sealed secrets.
     pub tenant_storage_mib: u64,
     /// Connections of the API.
     pub api_limits: ApiLimits,
-    /// What is kept of the tenants' logs.
+    /// Limits on the stored logs of tenants.
     pub log_limits: LogLimits,
-    /// Versions of the push protocol that are spoken: this program's, unless a test plays an earlier or a later one.
+    /// Supported versions of the push protocol: this program's, unless a test plays an earlier or a
+    /// later one.
     pub push_versions: Versions,
-    /// Log filter; `CASEMATE_LOG` goes before it.
+    /// Log filter; `CASEMATE_LOG` takes precedence over it.
     pub log: Option<String>,
 }
 
@@ -79,7 +81,7 @@ impl Config {
     /// Reads a file.
     ///
     /// # Errors
-    /// Everything that is wrong with it.
+    /// All mistakes in the file.
     pub fn load(path: &Path) -> Result<Self, Failure> {
         let shown = path.display();
         let text = std::fs::read_to_string(path)
@@ -100,9 +102,47 @@ impl Config {
         })
     }
 
-    /// From text; a relative `state` is relative to `folder`. Mistakes are `line: what`.
-    #[expect(clippy::too_many_lines, reason = "older than the limit")]
+    /// Parses the text; a relative `state` is relative to `folder`. Mistakes are `line: what`.
     fn parse(text: &str, folder: &Path) -> Result<Self, Vec<String>> {
+        let mut settings = Settings::read(text);
+        let (api, quic) = (settings.address("api"), settings.address("quic"));
+        settings.check_texts();
+        let Settings {
+            mut mistakes,
+            mut texts,
+            numbers,
+        } = settings;
+        mistakes.sort();
+        let state = texts.remove("state").map(|(_, state)| folder.join(state));
+        match (state, api, quic) {
+            (Some(state), Some(api), Some(quic)) if mistakes.is_empty() => Ok(Self {
+                state,
+                api,
+                quic,
+                public_quic: texts.remove("public_quic").map(|(_, address)| address),
+                tenant_storage_mib: numbers.tenant_storage_mib,
+                api_limits: numbers.api_limits,
+                log_limits: numbers.log_limits,
+                push_versions: VERSIONS,
+                log: texts.remove("log").map(|(_, filter)| filter),
+            }),
+            _ => Err(mistakes
+                .into_iter()
+                .map(|(line, what)| format!("{line}: {what}"))
+                .collect()),
+        }
+    }
+}
+
+/// The settings of a file, each with its line, and the mistakes that were found so far.
+struct Settings {
+    mistakes: Vec<(usize, String)>,
+    texts: BTreeMap<String, (usize, String)>,
+    numbers: Numbers,
+}
+
+impl Settings {
+    fn read(text: &str) -> Self {
         let (table, errors) = DeTable::parse_recoverable(text);
         let line = |offset: usize| text[..offset.min(text.len())].matches('\n').count() + 1;
         let at = |error: &toml::de::Error| error.span().map_or(1, |span| line(span.start));
@@ -110,13 +150,13 @@ impl Config {
             .iter()
             .map(|error| (at(error), error.message().to_owned()))
             .collect();
-        let mut found: BTreeMap<String, (usize, String)> = BTreeMap::new();
+        let mut texts = BTreeMap::new();
         let mut numbers = Numbers::default();
         for (key, value) in table.get_ref() {
             let (number, name) = (line(key.span().start), key.get_ref().as_ref());
             match (name, value.get_ref()) {
                 ("state" | "api" | "quic" | "public_quic" | "log", DeValue::String(value)) => {
-                    found.insert(name.to_owned(), (number, value.to_string()));
+                    texts.insert(name.to_owned(), (number, value.to_string()));
                 }
                 ("state" | "api" | "quic" | "public_quic" | "log", _) => {
                     mistakes.push((number, format!("`{name}`: expected a text in quotes")));
@@ -130,64 +170,47 @@ impl Config {
         }
         mistakes.extend(numbers.contradictions());
         let named = |name: &str| {
-            table
-                .get_ref()
-                .keys()
-                .any(|key: &Spanned<_>| *key.get_ref() == *name)
+            let mut keys = table.get_ref().keys();
+            keys.any(|key: &Spanned<_>| *key.get_ref() == *name)
         };
-        for name in ["state", "api", "quic"]
-            .into_iter()
-            .filter(|name| !named(name))
-        {
+        let needed = ["state", "api", "quic"].into_iter();
+        for name in needed.filter(|name| !named(name)) {
             mistakes.push((1, format!("`{name}` is missing")));
         }
-        let mut address = |name: &str| {
-            let (number, text) = found.get(name)?;
-            let parsed = text.parse::<SocketAddr>();
-            let wrong = |_| {
-                mistakes.push((
-                    *number,
-                    format!("`{name}`: expected an address such as 127.0.0.1:8443, got {text:?}"),
-                ));
-            };
-            parsed.map_err(wrong).ok()
-        };
-        let (api, quic) = (address("api"), address("quic"));
-        if let Some((number, text)) = found
-            .get("public_quic")
-            .filter(|(_, text)| !is_host_and_port(text))
-        {
-            mistakes.push((
+        Self {
+            mistakes,
+            texts,
+            numbers,
+        }
+    }
+
+    fn address(&mut self, name: &str) -> Option<SocketAddr> {
+        let (number, text) = self.texts.get(name)?;
+        let parsed = text.parse::<SocketAddr>();
+        let wrong = |_| {
+            self.mistakes.push((
                 *number,
-                format!("`public_quic`: expected host:port, got {text:?}"),
+                format!("`{name}`: expected an address such as 127.0.0.1:8443, got {text:?}"),
             ));
+        };
+        parsed.map_err(wrong).ok()
+    }
+
+    fn check_texts(&mut self) {
+        let public = self.texts.get("public_quic");
+        if let Some((number, text)) = public.filter(|(_, text)| !is_host_and_port(text)) {
+            let what = format!("`public_quic`: expected host:port, got {text:?}");
+            self.mistakes.push((*number, what));
         }
-        if let Some((number, _)) = found.get("state").filter(|(_, text)| text.is_empty()) {
-            mistakes.push((*number, "`state`: expected a folder".to_owned()));
-        }
-        mistakes.sort();
-        let state = found.remove("state").map(|(_, state)| folder.join(state));
-        match (state, api, quic) {
-            (Some(state), Some(api), Some(quic)) if mistakes.is_empty() => Ok(Self {
-                state,
-                api,
-                quic,
-                public_quic: found.remove("public_quic").map(|(_, address)| address),
-                tenant_storage_mib: numbers.tenant_storage_mib,
-                api_limits: numbers.api_limits,
-                log_limits: numbers.log_limits,
-                push_versions: VERSIONS,
-                log: found.remove("log").map(|(_, filter)| filter),
-            }),
-            _ => Err(mistakes
-                .into_iter()
-                .map(|(line, what)| format!("{line}: {what}"))
-                .collect()),
+        let state = self.texts.get("state");
+        if let Some((number, _)) = state.filter(|(_, text)| text.is_empty()) {
+            let what = "`state`: expected a folder".to_owned();
+            self.mistakes.push((*number, what));
         }
     }
 }
 
-/// The settings that are numbers, and the lines of those that the file sets.
+/// The numeric settings, and the lines of those that the file sets.
 struct Numbers {
     tenant_storage_mib: u64,
     log_limits: LogLimits,
@@ -207,7 +230,7 @@ impl Default for Numbers {
 }
 
 impl Numbers {
-    /// Takes a setting; the mistake in its value, or `None` if no such setting exists.
+    /// Sets a value; returns the mistake in it, or `None` if no such setting exists.
     fn set(&mut self, name: &str, value: &DeValue<'_>, line: usize) -> Option<Result<(), String>> {
         let most = match name {
             "tenant_storage_mib" | "tenant_log_mib" | "all_logs_mib" => MAX_TENANT_STORAGE_MIB,
@@ -243,7 +266,8 @@ impl Numbers {
         Some(Ok(()))
     }
 
-    /// Limits that leave nothing for somebody, each with the line of the setting that is too large.
+    /// Limits that leave no slots for some kind of client, each with the line of the setting that
+    /// is too large.
     fn contradictions(&self) -> Vec<(usize, String)> {
         let ApiLimits {
             all,
@@ -252,7 +276,7 @@ impl Numbers {
             of_token,
         } = self.api_limits;
         let with_token = all.saturating_sub(without_token);
-        // Two: one for operators, one for everybody else.
+        // Two slots: one for operators, one for all other tokens.
         let checks = [
             (
                 with_token >= 2,

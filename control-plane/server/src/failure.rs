@@ -1,13 +1,15 @@
-//! Why the program ends, with its exit code (sysexits).
+//! The reason why the program ends, with its exit code (sysexits).
+
+use std::path::Path;
 
 use casemate_control_store::StoreError;
 
-/// An end with a reason that a person can act on.
+/// A failure with a message on which a person can act.
 #[derive(Debug)]
 pub struct Failure {
     /// Exit code.
     pub code: u8,
-    /// What was expected, what was found, what would help.
+    /// What was expected, what was found, and the next step.
     pub message: String,
 }
 
@@ -17,32 +19,37 @@ impl Failure {
         Self { code, message }
     }
 
-    /// 64: the configuration or the command line.
+    /// 64: a mistake in the configuration or on the command line.
     pub(crate) fn config(message: impl Into<String>) -> Self {
         Self::new(64, message)
     }
 
-    /// 65: a newer control plane has written what is to be read.
+    /// 65: the data is of a newer control plane.
     pub(crate) fn newer(message: impl Into<String>) -> Self {
         Self::new(65, message)
     }
 
-    /// 69: something that is needed cannot be had, such as a port.
+    /// 69: a needed resource is not available, such as a port.
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
         Self::new(69, message)
     }
 
-    /// 70: our mistake.
+    /// 70: a fault of this program.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(70, message)
     }
 
-    /// 73: something cannot be created.
+    /// 73: a file or folder cannot be created.
     pub(crate) fn cannot_create(message: impl Into<String>) -> Self {
         Self::new(73, message)
     }
 
-    /// 74: the disk.
+    /// The same for a file.
+    pub(crate) fn cannot_write(path: &Path, error: &std::io::Error) -> Self {
+        Self::cannot_create(format!("cannot write {}: {error}", path.display()))
+    }
+
+    /// 74: reading or writing failed.
     pub(crate) fn io(message: impl Into<String>) -> Self {
         Self::new(74, message)
     }

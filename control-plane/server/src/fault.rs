@@ -1,18 +1,19 @@
-//! What a caller is told when something does not work, and the error body that says it.
+//! Errors of the API as the caller sees them, and the error body.
 
 use casemate_api::error::{ErrorBody, code};
 use casemate_control_store::StoreError;
 use casemate_trust::judge::Refusal;
 use serde_json::{Value, json};
 
-/// A refusal or a failure, with its HTTP status. What went wrong inside is logged where it happens, not told.
+/// A refusal or a failure, with its HTTP status. Internal causes are logged where they occur and
+/// not sent to the caller.
 #[derive(Debug)]
 pub(crate) struct Fault {
     /// HTTP status.
     pub(crate) status: u16,
-    /// What the caller reads.
+    /// The body that the caller reads.
     pub(crate) body: Box<ErrorBody>,
-    /// For the audit log: what was refused, where the request's path does not say it.
+    /// For the audit log: the refused object, where the request's path does not name it.
     pub(crate) about: Option<String>,
 }
 
@@ -59,8 +60,7 @@ impl Fault {
     }
 
     pub(crate) fn storage_full() -> Self {
-        let message =
-            "the control plane's disk is full; nothing was changed, try again when there is room";
+        let message = "the control plane's disk is full; nothing was changed, try again when there is free space";
         Self::new(507, code::STORAGE_FULL, message)
     }
 
@@ -76,7 +76,7 @@ impl From<Refusal> for Fault {
             Refusal::Missing(digests) => json!({ "digests": digests }),
             _ => Value::Null,
         };
-        // The source is for people too: a secret that is none says why.
+        // The source is written for people too: a value that is not a secret explains why.
         let source = std::error::Error::source(&refusal).map(|source| format!(": {source}"));
         let message = format!("{refusal}{}", source.unwrap_or_default());
         Self::new(422, refusal.code(), message).with(details)

@@ -1,4 +1,5 @@
-//! The formats of the state folder and of backups: whose mark is read before anything else in them.
+//! The formats of the state folder and of backups; their format files are read before everything
+//! else.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -8,12 +9,15 @@ use casemate_trust::format::{Format, MARK, Marking};
 use crate::failure::Failure;
 use crate::files;
 
-/// The state folder. What earlier control planes would misread gets a number of its own, and a fixture.
+/// The state folder. A change that earlier control planes would misread gets a number of its own,
+/// and a fixture.
 const STATE: Format = Format {
     what: "the control plane's state",
     newest: 1,
 };
-/// A backup: the folder's own layout. The state in it has a mark as well.
+/// What a backup says of itself: the file in its folder.
+pub(crate) const BACKUP_LABEL: &str = "backup.json";
+/// A backup: the folder's own layout. The state in it has a format file as well.
 pub(crate) const BACKUP: Format = Format {
     what: "the backup",
     newest: 1,
@@ -34,7 +38,7 @@ pub(crate) fn check(folder: &Path) -> Result<Marking, Failure> {
     check_mark(STATE, folder, mark.as_deref())
 }
 
-/// The same for a mark that was read.
+/// Like [`check`], for a format file that was read already.
 pub(crate) fn check_mark(
     format: Format,
     folder: &Path,
@@ -44,13 +48,13 @@ pub(crate) fn check_mark(
     checked.map_err(|error| Failure::newer(format!("cannot open {}: {error}", folder.display())))
 }
 
-/// Marks a state folder, once its store is this program's and before anything is written into it.
+/// Marks a state folder, once its store is open and before anything is written into it.
 pub(crate) fn mark(folder: &Path, marking: Marking) -> Result<(), Failure> {
     match marking {
         Marking::Done => Ok(()),
         Marking::Needed => files::write_private(&folder.join(MARK), &STATE.mark()),
         Marking::Wanted => {
-            // A full disk is no reason not to start; the next start tries again.
+            // A full disk must not prevent the start; the next start tries again.
             if let Err(failure) = files::write_private(&folder.join(MARK), &STATE.mark()) {
                 let message = failure.message;
                 tracing::warn!(message, "could not mark the format of the state folder");
@@ -60,7 +64,7 @@ pub(crate) fn mark(folder: &Path, marking: Marking) -> Result<(), Failure> {
     }
 }
 
-/// Takes the mark of a state folder into a copy of the folder.
+/// Copies the format file of a state folder into a copy of the folder.
 pub(crate) fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
     let path = from.join(MARK);
     if !path.exists() {

@@ -1,4 +1,5 @@
-//! Files of images, by digest, in a folder of their own: uploaded part by part, read piece by piece, never whole in memory.
+//! Image files by digest, in a folder of their own: uploaded in parts, read in pieces, never
+//! completely in memory.
 
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, SeekFrom};
@@ -17,28 +18,32 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::fault::Fault;
 
-/// What a file has behind its digest while it is not whole.
+/// Suffix of a file that is not complete.
 const PART: &str = "part";
-/// How long a file stays that no statement names: an upload that broke off goes on within it.
+/// How long a file stays that no statement names: an interrupted upload can continue within this
+/// time.
 const UNNAMED_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
-/// Most of such files; of more the oldest go. With the largest of all they take a GiB.
+/// Largest number of such files; the oldest are removed first. With the largest images they take a
+/// GiB.
 const MAX_UNNAMED: usize = 4;
 /// Read at a time when a file is checked, bytes.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// See the module.
+/// The folder of image files, owned by the plane. `put` takes a part, `progress` says how far an
+/// upload is, `read` gives a piece; whoever decides on the ground of what is there holds a
+/// [`Still`] meanwhile.
 #[derive(Debug)]
 pub(crate) struct Images {
     folder: PathBuf,
-    /// One upload at a time; and none while it is decided on the ground of what is there.
+    /// Held by each upload, and while a decision depends on the existing files.
     changing: Mutex<()>,
 }
 
-/// Nothing changes in the folder while this is held.
+/// While this is held, the folder does not change.
 pub(crate) struct Still<'a>(#[expect(dead_code, reason = "held")] MutexGuard<'a, ()>);
 
 impl Images {
-    /// Opens the folder, and makes it where there is none yet.
+    /// Opens the folder, and creates it if it does not exist.
     pub(crate) fn open(folder: &Path) -> io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt as _;
         std::fs::DirBuilder::new()
@@ -59,17 +64,17 @@ impl Images {
         self.folder.join(format!("{digest}.{PART}"))
     }
 
-    /// Waits until no upload is under way, and keeps it so.
+    /// Waits until no upload is in progress, and blocks new ones.
     pub(crate) async fn still(&self) -> Still<'_> {
         Still(self.changing.lock().await)
     }
 
-    /// Size of a file that is there whole.
+    /// Size of a complete file.
     pub(crate) async fn size(&self, digest: &Digest) -> Result<Option<u64>, Fault> {
         size(&self.whole(digest)).await
     }
 
-    /// How far an upload is.
+    /// Progress of an upload.
     pub(crate) async fn progress(&self, digest: &Digest) -> Result<ImageUpload, Fault> {
         if let Some(received_bytes) = self.size(digest).await? {
             return Ok(ImageUpload {
@@ -84,8 +89,9 @@ impl Images {
         })
     }
 
-    /// Adds a part. What has come of one that breaks off stays. With the last byte the digest is checked, and the file is there
-    /// and synced when that is said. `named` are the files that statements name; of others some are removed.
+    /// Adds a part. The received bytes of an interrupted upload are kept. With the last byte the
+    /// digest is checked; the file is complete and synced when this returns. `named` are the files
+    /// that statements name; some of the others are removed.
     pub(crate) async fn put(
         &self,
         digest: &Digest,
@@ -111,14 +117,15 @@ impl Images {
             .map_err(|error| fault(&error))?;
         if before.received_bytes != place.offset {
             let message = format!(
-                "{} bytes of this image are there: go on from there, not from {}",
+                "{} bytes of this image are stored: continue from there, not from {}",
                 before.received_bytes, place.offset
             );
             let details = json!({ "received_bytes": before.received_bytes });
             return Err(Fault::new(409, code::CONFLICT, message).with(details));
         }
         let received_bytes = match self.append(digest, place, body).await {
-            // The room is the others' then: the next upload begins anew.
+            // The bytes are removed, so that others can use the space: the next upload starts
+            // again.
             Err(full) if full.code() == code::STORAGE_FULL => {
                 fs::remove_file(self.part(digest)).await.ok();
                 return Err(full);
@@ -165,7 +172,7 @@ impl Images {
         result.map(|()| place.offset + received)
     }
 
-    /// Checks a file that has all its bytes, and gives it its name.
+    /// Checks a file that has all its bytes, and renames it.
     async fn finish(&self, digest: &Digest) -> Result<(), Fault> {
         let (part, whole) = (self.part(digest), self.whole(digest));
         let (folder, wanted) = (self.folder.clone(), *digest);
@@ -174,7 +181,7 @@ impl Images {
             if found == wanted {
                 std::fs::File::open(&part)?.sync_all()?;
                 std::fs::rename(&part, &whole)?;
-                crate::files::sync_folder(&folder)?;
+                casemate_durable::sync_folder(&folder)?;
             } else {
                 std::fs::remove_file(&part)?;
             }
@@ -193,7 +200,7 @@ impl Images {
         Err(Fault::new(422, code::DIGEST_MISMATCH, message).with(json!({ "digest": found })))
     }
 
-    /// Removes what no statement names: what is old, and the oldest of what is too much.
+    /// Removes files that no statement names: old ones, and the oldest of too many.
     async fn sweep(&self, coming: &Digest, named: &BTreeSet<Digest>) -> io::Result<()> {
         let mut listed = fs::read_dir(&self.folder).await?;
         let mut unnamed = Vec::new();
@@ -219,8 +226,8 @@ impl Images {
         Ok(())
     }
 
-    /// A piece of a file: where it ends, and its bytes. It is shorter where the file ends. Whoever reads a file that is removed
-    /// reads on.
+    /// A piece of a file: its end, and its bytes. It is shorter at the end of the file. A request
+    /// that is reading a removed file can read it to its end.
     pub(crate) async fn read(
         &self,
         digest: &Digest,
@@ -306,7 +313,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_upload_goes_on_where_it_was_cut_off_and_is_read_in_pieces() {
+    async fn an_interrupted_upload_continues_and_is_read_in_pieces() {
         let folder = tempfile::tempdir().unwrap();
         let images = Images::open(folder.path()).unwrap();
         let digest = Digest::of(CONTENT);
@@ -324,7 +331,7 @@ mod tests {
         let rest = vec![chunk(&CONTENT[5..9]), chunk(&CONTENT[9..])];
         let done = put(&images, &digest, place(5), rest).await.unwrap();
         assert!(done.whole);
-        // Again is no mistake, wherever it begins.
+        // A repeated part is not an error, wherever it begins.
         assert!(put(&images, &digest, place(0), vec![]).await.unwrap().whole);
         let mut read = Vec::new();
         for offset in (0..CONTENT.len() as u64).step_by(8) {
@@ -354,7 +361,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_names_is_bounded_and_what_somebody_names_stays() {
+    async fn unnamed_images_are_limited_and_named_ones_stay() {
         let folder = tempfile::tempdir().unwrap();
         let images = Images::open(folder.path()).unwrap();
         let digests: Vec<_> = (0..8).map(|number: u8| Digest::of(&[number])).collect();

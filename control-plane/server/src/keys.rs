@@ -1,4 +1,5 @@
-//! The control plane's own keys: three Ed25519 seeds and the secrets of its QUIC socket, in files that only it can read.
+//! The control plane's own keys: three Ed25519 seeds and the secrets of its QUIC socket, in files
+//! that only its user can read.
 
 use std::path::Path;
 
@@ -15,16 +16,18 @@ use crate::files;
 /// Bytes of the secrets of the QUIC socket: reset key, token key.
 const SOCKET_BYTES: usize = 64 + 32;
 
-/// See the module.
+/// The keys, read once at the start and shared by both listeners. None of them signs a statement or
+/// opens a secret.
 #[derive(Debug)]
 pub(crate) struct Keys {
     /// Signs leases.
     pub(crate) liveness: SigningKey,
-    /// The QUIC socket's.
+    /// Key of the QUIC socket.
     pub(crate) quic: SigningKey,
-    /// The API certificate's.
+    /// Key of the API's certificate.
     pub(crate) api: SigningKey,
-    /// Lets nodes notice a restart at once: stateless resets and address tokens outlive the process.
+    /// Keys by which nodes notice a restart at once: stateless resets and address tokens survive
+    /// the process.
     pub(crate) socket: SocketSecrets,
 }
 
@@ -55,7 +58,7 @@ impl Keys {
         for (name, purpose) in FILES {
             let seed = Zeroizing::new(fresh::<32>()?);
             let mut fill = |bytes: &mut [u8]| bytes.fill(0);
-            // Without a passphrase nothing random goes into the file beside the seed.
+            // Without a passphrase the file contains no random data besides the seed.
             let text = keyfile::write(purpose, &seed, None, &mut fill)
                 .map_err(|error| Failure::internal(error.to_string()))?;
             files::write_private(&folder.join(name), text.as_bytes())?;

@@ -12,6 +12,7 @@
 //! | `arrivals`, `places` | slots of connections: without proof of identity, and with it |
 //! | `bundles`, `images` | bundles in an object store; files of images |
 //! | `backup` | a copy of the state while it is used, and the way back |
+//! | `state_folder`, `new_folder` | what lies in a state folder; a folder that is there whole or not at all |
 //! | `tls`, `keys`, `files`, `format`, `config` | what it starts from |
 #![forbid(unsafe_code)]
 
@@ -26,11 +27,13 @@ mod format;
 mod https;
 mod images;
 mod keys;
+mod new_folder;
 mod places;
 mod plane;
 mod quic;
 mod reserve;
 mod start;
+mod state_folder;
 mod tls;
 
 pub use backup::{Label, Outcome as BackupOutcome, Progress, backup, restore};

@@ -22,7 +22,7 @@ struct Arguments {
 enum Command {
     /// Make a state folder: keys, an empty store, the first operator token
     Init {
-        /// The folder; it must not be there yet, or be empty
+        /// The folder; it must not exist yet, or be empty
         #[arg(long, value_name = "DIR")]
         state: PathBuf,
         /// Print JSON
@@ -34,26 +34,26 @@ enum Command {
         /// The state folder
         #[arg(long, value_name = "DIR")]
         state: PathBuf,
-        /// The folder for the backup; it must not be there yet, or be empty
+        /// The folder for the backup; it must not exist yet, or be empty
         #[arg(long, value_name = "DIR")]
         to: PathBuf,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Make a state folder of a backup
+    /// Make a state folder from a backup
     Restore {
         /// The backup
         #[arg(long, value_name = "DIR")]
         from: PathBuf,
-        /// The state folder; it must not be there yet, or be empty
+        /// The state folder; it must not exist yet, or be empty
         #[arg(long, value_name = "DIR")]
         state: PathBuf,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Run
+    /// Run the control plane
     Serve {
         /// The configuration
         #[arg(long, value_name = "FILE")]
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Help and version are no mistakes.
+            // Help and version are not mistakes.
             let code = if error.use_stderr() { USAGE } else { 0 };
             error.print().ok();
             return ExitCode::from(code);
@@ -107,7 +107,7 @@ fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-/// Says how far a long step is: on a terminal in place, else a line for each tenth.
+/// Shows the progress of a long step: on a terminal in place, otherwise a line for each tenth.
 fn tell() -> impl FnMut(Progress) {
     let is_terminal = std::io::stderr().is_terminal();
     let mut told = None;
@@ -153,7 +153,7 @@ fn say_backup(made: &BackupOutcome, json: bool, what: &str) {
     writeln!(std::io::stdout(), "{text}").ok();
 }
 
-/// What was copied is in its place, and lacks something.
+/// The copy is in place, and incomplete.
 fn incomplete(made: &BackupOutcome) -> Result<(), Failure> {
     if made.missing_bundles.is_empty() && made.audit_intact {
         return Ok(());
@@ -168,7 +168,7 @@ fn incomplete(made: &BackupOutcome) -> Result<(), Failure> {
     Err(Failure {
         code: DATA,
         message: format!(
-            "the copy is made, and lacks something that the original lacked too:\n{}",
+            "the copy is made, and lacks what the original lacked too:\n{}",
             lines.join("\n")
         ),
     })
@@ -232,7 +232,7 @@ fn log(filter: Option<&str>) -> Result<(), Failure> {
         code: USAGE,
         message: format!("the log filter {text:?}: {error}"),
     })?;
-    // A reader that has gone takes the log with it, not the program.
+    // If the reader of the log has closed it, only the log is lost, and the program continues.
     let subscriber = tracing_subscriber::fmt()
         .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())

@@ -1,14 +1,18 @@
-//! So many at a time, and fewer of one: of an address, where nothing else is known of somebody, or of a token.
+//! Limits how many of a resource are used at a time, in total and by one key: an address, where
+//! nothing else is known of the client, or a token.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-/// Bits of an IPv6 address that tell one customer from another; the rest is theirs to choose.
+use parking_lot::{Mutex, MutexGuard};
+
+/// Bits of an IPv6 address that identify a customer's network; the customer chooses the other bits.
 const V6_NETWORK_BITS: u32 = 64;
 
-/// See the module.
+/// Bounded slots, counted by key. Shared by all who take from them; `take` gives a [`Place`], whose
+/// drop frees the slot.
 #[derive(Debug)]
 pub(crate) struct Places<K: Eq + Hash = IpAddr> {
     taken: Mutex<Taken<K>>,
@@ -22,7 +26,7 @@ struct Taken<K> {
     by_key: HashMap<K, usize>,
 }
 
-/// One place, until dropped.
+/// One slot, freed when dropped.
 #[derive(Debug)]
 pub(crate) struct Place<K: Eq + Hash = IpAddr> {
     places: Arc<Places<K>>,
@@ -42,7 +46,7 @@ impl<K: Eq + Hash + Clone> Places<K> {
         })
     }
 
-    /// Takes one, if there is any for this one.
+    /// Takes a slot for `key`, if one is free.
     pub(crate) fn take(self: &Arc<Self>, key: K) -> Option<Place<K>> {
         let taken = &mut *self.taken();
         let here = taken.by_key.get(&key).copied().unwrap_or(0);
@@ -58,7 +62,7 @@ impl<K: Eq + Hash + Clone> Places<K> {
 
 impl<K: Eq + Hash> Places<K> {
     fn taken(&self) -> MutexGuard<'_, Taken<K>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock()
     }
 }
 
@@ -75,7 +79,7 @@ impl<K: Eq + Hash> Drop for Place<K> {
     }
 }
 
-/// What stands for everybody behind an address.
+/// The network that all clients behind an address share.
 pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -91,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_few_and_free_again_when_they_are_left() {
+    fn slots_are_limited_and_freed_when_dropped() {
         let places = Places::new(12, 4);
         let address = |number: u8| IpAddr::from([10, 0, 0, number]);
         let mut here: Vec<_> = (0..100).filter_map(|_| places.take(address(1))).collect();

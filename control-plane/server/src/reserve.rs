@@ -1,5 +1,6 @@
-//! Room on the disk for the operator. A file takes it; when the disk is full the file goes, so that what the operator says can
-//! still be written: that a node is revoked, above all. Until the file is there again nobody else writes.
+//! Reserved space on the disk for the operator. A file occupies it; when the disk is full the file
+//! is removed, so that the operator's changes can still be written, above all revocations. Until
+//! the file exists again nobody else may write.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,12 +15,14 @@ use tokio::time::Instant;
 use crate::fault::Fault;
 
 const FILE: &str = "reserve";
-/// Hundreds of changes, each some pages of the store.
+/// Space for hundreds of changes, each some pages of the store.
 const RESERVE_BYTES: usize = 4 * 1024 * 1024;
-/// Between two tries to take it again.
+/// Pause between two tries to occupy it again.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// See the module.
+/// The file that keeps the room, and whether it is whole. Owned by the plane: whoever writes for
+/// somebody else than the operator calls `hold` first, and `give` frees the room for a change of
+/// the operator.
 #[derive(Debug)]
 pub(crate) struct Reserve {
     path: PathBuf,
@@ -30,12 +33,12 @@ pub(crate) struct Reserve {
 enum State {
     Unknown,
     Held,
-    /// Since when.
+    /// The time since when it is missing.
     Lacking(Instant),
 }
 
 impl Reserve {
-    /// In the folder of the store.
+    /// The reserve in the folder of the store.
     pub(crate) fn new(folder: &Path) -> Self {
         Self {
             path: folder.join(FILE),
@@ -43,15 +46,15 @@ impl Reserve {
         }
     }
 
-    /// Gives the room up before anything is open; whether there was any.
+    /// Releases the space before anything is open; returns whether there was any.
     pub(crate) fn release(folder: &Path) -> bool {
         std::fs::remove_file(folder.join(FILE)).is_ok()
     }
 
-    /// Takes the room, if it is not taken.
+    /// Occupies the space, if it is not occupied.
     ///
     /// # Errors
-    /// There is none.
+    /// The disk is full.
     pub(crate) async fn hold(&self) -> Result<(), Fault> {
         let mut state = self.state.lock().await;
         match &*state {
@@ -69,13 +72,14 @@ impl Reserve {
         Ok(())
     }
 
-    /// Gives the room to a change that has failed for want of it; whether there was any.
+    /// Releases the space for a change that has failed for lack of it; returns whether there was
+    /// any.
     pub(crate) async fn give(&self) -> bool {
         let mut state = self.state.lock().await;
         *state = State::Lacking(Instant::now());
         let given = fs::remove_file(&self.path).await.is_ok();
         if given {
-            tracing::warn!("the disk is full: the operator's change takes what was kept for it");
+            tracing::warn!("the disk is full: the operator's change uses the reserved space");
         }
         given
     }
@@ -87,7 +91,7 @@ impl Reserve {
         {
             return Ok(());
         }
-        // Some file systems keep what repeats in less room.
+        // Some file systems store repeated bytes in less space.
         let mut bytes = vec![0; RESERVE_BYTES];
         let no_random = |_| io::Error::other("the kernel gave no random bytes");
         SystemRandom::new().fill(&mut bytes).map_err(no_random)?;
@@ -102,7 +106,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_given_is_not_taken_back_at_once() {
+    async fn released_space_is_not_occupied_again_at_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(FILE);
         let reserve = Reserve::new(folder.path());

@@ -1,4 +1,4 @@
-//! Making a state folder, and running from one.
+//! Creates a state folder, and runs the control plane from one.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -7,39 +7,31 @@ use std::time::Duration;
 
 use casemate_api::fleet::PublicKeys;
 use casemate_api::token::{NewToken, Scope};
-use casemate_control_store::{Redb, StoreId};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::backup;
-use crate::backup::New;
-use crate::bundles::Bundles;
 use crate::config::Config;
 use crate::failure::Failure;
-use crate::images::Images;
 use crate::keys::Keys;
-use crate::plane::{Actor, Folders, LogLimits, Logs, Plane, collect};
+use crate::new_folder::NewFolder;
+use crate::plane::{Actor, LogLimits, Plane, collect};
 use crate::reserve::Reserve;
-use crate::{files, format, https, keys, quic, tls};
+use crate::state_folder::{BUNDLES, KEYS, PUBLIC, open};
+use crate::{files, format, https, quic, tls};
 
-pub(crate) const KEYS: &str = "keys";
-pub(crate) const BUNDLES: &str = "bundles";
-const IMAGES: &str = "images";
-const LOGS: &str = "logs";
-pub(crate) const STORE: &str = "store.redb";
-pub(crate) const PUBLIC: &str = "public.json";
 const OPERATOR_TOKEN: &str = "operator.token";
 const ADDRESSES: &str = "addresses.json";
 const MIB_BYTES: u64 = 1024 * 1024;
-/// A file that is written and removed at the start, to see whether the disk has room, and its size: what opening a store may
-/// take.
+/// A file that is written and removed at the start, to check for free space on the disk, and its
+/// size: the space that opening a store may need.
 const PROBE: &str = "room";
 const PROBE_BYTES: usize = 1024 * 1024;
-/// How long running requests and connections may take to end.
+/// Time limit for running requests and connections to end.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// What `init` has made.
+/// The result of `init`.
 #[derive(Debug, Serialize)]
 pub struct Initialised {
     /// The folder.
@@ -52,12 +44,13 @@ pub struct Initialised {
     pub keys: PublicKeys,
 }
 
-/// Makes a state folder: keys, an empty store, the first operator token. It is there whole or not at all.
+/// Makes a state folder: keys, an empty store, the first operator token. It exists completely or
+/// not at all.
 ///
 /// # Errors
 /// The folder exists and is not empty, or cannot be written.
 pub async fn init(state: &Path) -> Result<Initialised, Failure> {
-    let new = New::create(state)?;
+    let new = NewFolder::create(state)?;
     let keys = fill(new.folder()).await?;
     new.put_in_place()?;
     Ok(Initialised {
@@ -87,49 +80,8 @@ async fn fill(folder: &Path) -> Result<PublicKeys, Failure> {
     Ok(keys.public())
 }
 
-pub(crate) async fn open(
-    state: &Path,
-    keys: &Keys,
-    quic_address: String,
-    is_new: bool,
-    tenant_limit_bytes: u64,
-    log_limits: LogLimits,
-) -> Result<Plane, Failure> {
-    let marking = format::check(state)?;
-    let path = state.join(STORE);
-    if !is_new && !path.exists() {
-        let message = format!(
-            "there is no store {}; restore it from a backup",
-            path.display()
-        );
-        return Err(Failure::io(message));
-    }
-    let store =
-        StoreId(keys::random().map_err(|_| Failure::internal("the kernel gave no random bytes"))?);
-    let store = tokio::task::spawn_blocking(move || Redb::open(&path, store)).await;
-    let store = store.map_err(|error| Failure::internal(error.to_string()))??;
-    format::mark(state, marking)?;
-    let folder = state.join(BUNDLES);
-    let bundles = Bundles::open(&folder)
-        .map_err(|error| Failure::io(format!("cannot open {}: {error}", folder.display())))?;
-    let folder = state.join(IMAGES);
-    let images = Images::open(&folder)
-        .map_err(|error| Failure::io(format!("cannot open {}: {error}", folder.display())))?;
-    let keys = keys.public();
-    let logs = state.join(LOGS);
-    let logs = tokio::task::spawn_blocking(move || Logs::open(&logs, log_limits)).await;
-    let logs = logs.map_err(|error| Failure::internal(error.to_string()))?;
-    let folders = Folders {
-        bundles,
-        images,
-        logs,
-        reserve: Reserve::new(state),
-    };
-    Ok(Plane::open(store, folders, keys, quic_address, tenant_limit_bytes).await?)
-}
-
-/// Opening the store takes room on the disk when the program before was killed. Where there is none, what is kept for the
-/// operator is given up, so that the control plane starts.
+/// Opening the store needs space on the disk if the program was killed before. If there is none,
+/// the space that is reserved for the operator is released, so that the control plane starts.
 fn make_room(state: &Path) {
     let probe = state.join(PROBE);
     let written = std::fs::write(&probe, vec![1; PROBE_BYTES]);
@@ -137,38 +89,75 @@ fn make_room(state: &Path) {
     if let Err(error) = written
         && Reserve::release(state)
     {
-        tracing::warn!(%error, "the disk is full: starting takes what was kept for the operator");
+        tracing::warn!(%error, "the disk is full: the start uses the space that is reserved for the operator");
     }
 }
 
-/// Where a running control plane listens, as `addresses.json` says it.
+/// The addresses of a running control plane, as in `addresses.json`.
 #[derive(Serialize)]
 struct Addresses {
     api: String,
     quic: String,
 }
 
+/// What is bound and opened before anything is served.
+struct Started {
+    keys: Arc<Keys>,
+    listener: TcpListener,
+    endpoint: quinn::Endpoint,
+    addresses: Addresses,
+    plane: Arc<Plane>,
+    backups: Option<backup::Socket>,
+}
+
 /// Runs until `stop` ends.
 ///
 /// # Errors
-/// It could not start.
-#[expect(clippy::too_many_lines, reason = "older than the limit")]
+/// The control plane could not start.
 pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(), Failure> {
-    let state = &config.state;
-    if let Err(error) = std::fs::read_dir(state.join(KEYS)) {
-        if error.kind() == std::io::ErrorKind::PermissionDenied {
-            let message = format!(
-                "{} cannot be read as this user: run as the user that made it, or chown it",
-                state.display()
-            );
-            return Err(Failure::config(message));
-        }
-        let message = format!(
-            "{} is no state folder; `casemate-control init --state {0}` makes one",
-            state.display()
-        );
-        return Err(Failure::config(message));
+    let Started {
+        keys,
+        listener,
+        endpoint,
+        addresses,
+        plane,
+        backups,
+    } = start(&config).await?;
+    prepare(&plane).await;
+    let stopping = CancellationToken::new();
+    let api = tokio::spawn(https::serve(
+        listener,
+        tls::api(&keys.api)?,
+        Arc::clone(&plane),
+        config.api_limits,
+        stopping.clone(),
+    ));
+    let backups = tokio::spawn(backup::serve(backups, Arc::clone(&plane), stopping.clone()));
+    let logging = tokio::spawn(Arc::clone(&plane).write_logs(stopping.clone()));
+    let removing = tokio::spawn(collect::run(Arc::clone(&plane), stopping.clone()));
+    let nodes = tokio::spawn(quic::serve(
+        endpoint,
+        plane,
+        keys,
+        config.push_versions,
+        stopping.clone(),
+    ));
+    tracing::info!("ready api={} quic={}", addresses.api, addresses.quic);
+    stop.await;
+    tracing::info!("stopping");
+    stopping.cancel();
+    let drained = async { tokio::join!(api, nodes, removing, backups, logging) };
+    let drained = tokio::time::timeout(DRAIN, drained).await;
+    if drained.is_err() {
+        tracing::warn!("stopped with requests under way");
     }
+    Ok(())
+}
+
+/// Checks the state folder, binds both ports, opens the state, and writes down where it listens.
+async fn start(config: &Config) -> Result<Started, Failure> {
+    let state = &config.state;
+    must_be_readable(state)?;
     format::check(state)?;
     let keys = Arc::new(Keys::open(&state.join(KEYS))?);
     let listener = TcpListener::bind(config.api)
@@ -189,9 +178,39 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
         serde_json::to_vec(&addresses).map_err(|error| Failure::internal(error.to_string()))?;
     make_room(state);
     let plane = Arc::new(open(state, &keys, public, false, limit_bytes, config.log_limits).await?);
-    let socket = backup::Socket::open(state);
+    let backups = backup::Socket::open(state);
     files::write_public(&state.join(ADDRESSES), &json)?;
-    // A disk that is full already is no reason not to start: that is when it is needed most.
+    Ok(Started {
+        keys,
+        listener,
+        endpoint,
+        addresses,
+        plane,
+        backups,
+    })
+}
+
+fn must_be_readable(state: &Path) -> Result<(), Failure> {
+    let Err(error) = std::fs::read_dir(state.join(KEYS)) else {
+        return Ok(());
+    };
+    if error.kind() == std::io::ErrorKind::PermissionDenied {
+        let message = format!(
+            "{} cannot be read as this user: run as the user that made it, or chown it",
+            state.display()
+        );
+        return Err(Failure::config(message));
+    }
+    let message = format!(
+        "{} is not a state folder; `casemate-control init --state {0}` makes one",
+        state.display()
+    );
+    Err(Failure::config(message))
+}
+
+/// What is done before the first request. Nothing here keeps the control plane from starting.
+async fn prepare(plane: &Plane) {
+    // A full disk must not prevent the start: the control plane is needed most then.
     plane.reserve().await.ok();
     if let Err(fault) = plane.remove_revoked_before().await {
         let message = &fault.body.error.message;
@@ -202,35 +221,7 @@ pub async fn serve(config: Config, stop: impl Future<Output = ()>) -> Result<(),
     }
     if !plane.audit_intact() {
         tracing::error!(
-            "the audit log was tampered with; it goes on behind the break, and every answer says so"
+            "the audit log was tampered with; new records follow the break, and the API reports it"
         );
     }
-    let stopping = CancellationToken::new();
-    let api = tokio::spawn(https::serve(
-        listener,
-        tls::api(&keys.api)?,
-        Arc::clone(&plane),
-        config.api_limits,
-        stopping.clone(),
-    ));
-    let backups = tokio::spawn(backup::serve(socket, Arc::clone(&plane), stopping.clone()));
-    let logging = tokio::spawn(Arc::clone(&plane).write_logs(stopping.clone()));
-    let removing = tokio::spawn(collect::run(Arc::clone(&plane), stopping.clone()));
-    let nodes = tokio::spawn(quic::serve(
-        endpoint,
-        plane,
-        keys,
-        config.push_versions,
-        stopping.clone(),
-    ));
-    tracing::info!("ready api={} quic={}", addresses.api, addresses.quic);
-    stop.await;
-    tracing::info!("stopping");
-    stopping.cancel();
-    let drained = async { tokio::join!(api, nodes, removing, backups, logging) };
-    let drained = tokio::time::timeout(DRAIN, drained).await;
-    if drained.is_err() {
-        tracing::warn!("stopped with requests under way");
-    }
-    Ok(())
 }

@@ -19,18 +19,18 @@ use zeroize::Zeroizing;
 
 use crate::failure::Failure;
 
-/// What stands before the 32 bytes of an Ed25519 key in a SubjectPublicKeyInfo (RFC 8410, section 4).
+/// The bytes before the 32 bytes of an Ed25519 key in a SubjectPublicKeyInfo (RFC 8410, section 4).
 const SPKI_PREFIX: [u8; 12] = [
     0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
 ];
-/// What stands before the seed in a PKCS #8 key (RFC 8410, section 7).
+/// The bytes before the seed in a PKCS #8 key (RFC 8410, section 7).
 const PKCS8_PREFIX: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];
-/// Name in the API's certificate; clients look at the key alone.
+/// Name in the API's certificate; clients check only the key.
 const API_NAME: &str = "casemate-control";
 
-/// What the API's listener speaks.
+/// TLS configuration of the API's listener.
 pub(crate) fn api(key: &SigningKey) -> Result<ServerConfig, Failure> {
     let der = pkcs8(key);
     let pair = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(
@@ -54,8 +54,8 @@ pub(crate) fn api(key: &SigningKey) -> Result<ServerConfig, Failure> {
     Ok(config)
 }
 
-/// What the QUIC socket speaks. Every Ed25519 key may connect; what it may do then is decided by the key. Of the versions that
-/// a node offers, the newest of ours is taken.
+/// TLS configuration of the QUIC socket. Every Ed25519 key may connect; the key decides what it may
+/// do. The newest common protocol version is used.
 pub(crate) fn quic(key: &SigningKey, versions: Versions) -> Result<ServerConfig, Failure> {
     let der = pkcs8(key);
     let signing = ring::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(der.as_slice()));
@@ -66,14 +66,14 @@ pub(crate) fn quic(key: &SigningKey, versions: Versions) -> Result<ServerConfig,
         .with_client_cert_verifier(Arc::new(AnyEd25519Key(ring::default_provider())))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified)));
     config.alpn_protocols = versions.alpns();
-    // No resumption and no 0-RTT: each connection proves its key anew.
+    // No resumption and no 0-RTT: each connection proves its key again.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     Ok(config)
 }
 
-/// The key in a raw public key.
+/// The key of a raw public key.
 pub(crate) fn public_key(spki: &CertificateDer<'_>) -> Option<PublicKey> {
     let key = spki.as_ref().strip_prefix(&SPKI_PREFIX)?;
     Some(PublicKey::from_bytes(key.try_into().ok()?))

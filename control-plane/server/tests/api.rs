@@ -2,6 +2,8 @@
 // A test that cannot go on fails.
 #![allow(clippy::unwrap_used)]
 
+#[path = "api/access.rs"]
+mod access;
 mod support;
 
 use casemate_api::audit::{AuditPage, AuditRecord};
@@ -62,7 +64,7 @@ async fn the_first_root_makes_the_fleet_and_no_other_replaces_it() {
 }
 
 #[tokio::test]
-async fn what_the_judge_refuses_is_refused_by_name() {
+async fn statements_that_the_judge_refuses_are_refused_by_name() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let forged = pool(fleet.id, "other", 1).sign(&[&key(2)]);
@@ -102,7 +104,7 @@ async fn what_the_judge_refuses_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn every_refused_try_leaves_a_record_and_a_flood_only_some() {
+async fn every_refused_request_leaves_a_record_and_a_flood_only_some() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let (operator, id) = (control.operator(), fleet.tenant.id);
@@ -133,7 +135,7 @@ async fn every_refused_try_leaves_a_record_and_a_flood_only_some() {
     let statement = client.ask("POST", "/v1/statements", rotated).await;
     statement.refused(403);
     operator.delete("/v1/nodes/edge-1").await.refused(404);
-    // What is there or not may be asked.
+    // Asking whether an object exists leaves no record.
     operator.get("/v1/nodes/edge-1").await.refused(404);
     let refused = support::refused(&control).await;
     let seen: Vec<_> = refused
@@ -266,7 +268,7 @@ async fn a_manifest_needs_its_objects_its_bundles_and_the_version_before() {
 }
 
 #[tokio::test]
-async fn of_two_deploys_at_once_one_wins_and_the_other_is_told() {
+async fn of_two_concurrent_deploys_one_wins_and_the_other_learns_it() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let client = control.client(&fleet.tenant_token);
@@ -339,139 +341,7 @@ async fn uploads_are_bounded_checked_and_can_be_repeated() {
 }
 
 #[tokio::test]
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
-async fn a_tenants_token_reaches_nothing_of_another_tenant() {
-    let control = Control::new().await;
-    let fleet = Fleet::new(&control).await;
-    let other = tenant(fleet.id, "other", 11);
-    post(&control, &other.sign(&[&key(1)])).await.ok();
-    let client = control.client(&fleet.tenant_token);
-    for rest in ["", "/manifest", "/status", "/logs", "/objects/"] {
-        let digest = if rest == "/objects/" {
-            Digest::of(b"x").to_string()
-        } else {
-            String::new()
-        };
-        let path = format!("/v1/tenants/{}{rest}{digest}", other.id);
-        let method = if rest == "/manifest" { "PUT" } else { "GET" };
-        assert_eq!(
-            client.ask(method, &path, vec![]).await.refused(403),
-            "forbidden",
-            "{path}"
-        );
-    }
-    // Through its own path, too: another's manifest, another's release, another's statement.
-    let mut manifest = fleet.manifest(1, b"", None);
-    manifest.tenant = other.id;
-    let refused = client
-        .put(
-            &tenant_path(&fleet.tenant.id, "manifest"),
-            manifest.sign(&[&key(11)]).to_bytes(),
-        )
-        .await;
-    assert_eq!(refused.refused(403), "forbidden");
-    let release = fleet.release(&other, b"bundle").to_bytes();
-    let object = tenant_path(
-        &fleet.tenant.id,
-        &format!("objects/{}", Digest::of(&release)),
-    );
-    assert_eq!(
-        client.put(&object, release).await.refused(422),
-        "object_malformed"
-    );
-    let rotated = Tenant {
-        version: 2,
-        current: KeySet::single(key(12).public()),
-        issued: 2,
-        ..other
-    };
-    let refused = client
-        .ask(
-            "POST",
-            "/v1/statements",
-            rotated.sign(&[&key(11)]).to_bytes(),
-        )
-        .await;
-    assert_eq!(refused.refused(403), "forbidden");
-    let seen: TenantList = client.get("/v1/tenants").await.ok().json();
-    assert_eq!(
-        seen.tenants
-            .iter()
-            .map(|tenant| tenant.id)
-            .collect::<Vec<_>>(),
-        [fleet.tenant.id]
-    );
-    // Its own keys it may change, its hosts not.
-    let own = Tenant {
-        version: 2,
-        current: KeySet::single(key(12).public()),
-        issued: 2,
-        ..fleet.tenant.clone()
-    };
-    let wider = Tenant {
-        hosts: vec!["*.shop.test".parse().unwrap()],
-        ..own.clone()
-    };
-    let refused = client
-        .ask("POST", "/v1/statements", wider.sign(&[&key(10)]).to_bytes())
-        .await;
-    assert_eq!(refused.refused(422), "tenant_scope_widened");
-    client
-        .ask("POST", "/v1/statements", own.sign(&[&key(10)]).to_bytes())
-        .await
-        .ok();
-}
-
-#[tokio::test]
-async fn every_endpoint_is_there_and_asks_who_it_is() {
-    let control = Control::new().await;
-    let fleet = Fleet::new(&control).await;
-    let read_only = token(&control.operator(), Scope::ReadOnly).await;
-    for endpoint in ENDPOINTS {
-        let id = fleet.tenant.id.to_string();
-        let digest = Digest::of(b"none").to_string();
-        let path = endpoint
-            .path
-            .replace("{id}", &id)
-            .replace("{digest}", &digest);
-        let path = path.replace("{name}", "nobody").replace("{token}", "none");
-        let method = endpoint.method.as_str();
-        let (anybody, wrong) = (control.client(""), control.client("casemate_wrong"));
-        let is_public = endpoint.access == casemate_api::endpoint::Access::Public;
-        for client in [anybody, wrong] {
-            let status = client.ask(method, &path, vec![]).await.status;
-            assert_eq!(status, if is_public { 200 } else { 401 }, "{method} {path}");
-        }
-        if !matches!(endpoint.method, Method::Get | Method::Head) {
-            let status = control
-                .client(&read_only)
-                .ask(method, &path, vec![])
-                .await
-                .status;
-            assert_eq!(status, 403, "{method} {path}");
-        }
-        let who = if endpoint.access.allows(&Scope::Operator, None) {
-            &control.operator
-        } else {
-            &fleet.tenant_token
-        };
-        let answer = control.client(who).ask(method, &path, vec![]).await;
-        assert!(
-            ![401, 403, 405, 500].contains(&answer.status),
-            "{method} {path}: {}",
-            answer.status
-        );
-    }
-    let operator = control.operator();
-    assert_eq!(operator.get("/v1/nothing").await.refused(404), "not_found");
-    assert_eq!(
-        operator.delete("/v1/fleet").await.refused(405),
-        "method_not_allowed"
-    );
-}
-
-#[tokio::test]
-async fn tokens_are_shown_once_expire_and_can_be_taken_away() {
+async fn tokens_are_shown_once_expire_and_can_be_revoked() {
     let control = Control::new().await;
     let operator = control.operator();
     let now = std::time::SystemTime::now()
@@ -522,7 +392,7 @@ async fn tokens_are_shown_once_expire_and_can_be_taken_away() {
         control.client(&other.token).get("/v1/nodes").await.status,
         401
     );
-    // Nothing that is stored is a token.
+    // No token is stored in clear.
     let store = std::fs::read(control.state().join("store.redb")).unwrap();
     for token in [&made.token, &other.token, &control.operator] {
         assert!(
@@ -575,27 +445,4 @@ async fn the_audit_chain_is_unbroken_until_somebody_touches_it() {
     let page: AuditPage = control.operator().get("/v1/audit").await.ok().json();
     assert!(!page.verified, "the change was not noticed");
     assert_eq!(AuditRecord::verify(None, &page.records).unwrap_err().seq, 3);
-}
-
-#[tokio::test]
-async fn the_key_of_the_certificate_is_the_one_that_init_printed() {
-    let control = Control::new().await;
-    let other = support::Client::new(&control.api, key(1).public(), "");
-    let tried = tokio::spawn(async move { other.get("/healthz").await.status }).await;
-    assert!(tried.is_err(), "a client that pins another key connected");
-    assert_eq!(control.client("").get("/healthz").await.status, 200);
-    let public = std::fs::read(control.state().join("public.json")).unwrap();
-    let public: casemate_api::fleet::PublicKeys = serde_json::from_slice(&public).unwrap();
-    assert_eq!(public, control.keys);
-}
-
-#[tokio::test]
-async fn every_answer_names_the_version_of_the_control_plane() {
-    let control = Control::new().await;
-    let expected = concat!("casemate-control/", env!("CARGO_PKG_VERSION"));
-    for (path, status) in [("/v1/fleet", 200), ("/v1/tokens", 401), ("/v9/later", 404)] {
-        let answer = control.client("").open("GET", path, Vec::new()).await;
-        assert_eq!(answer.status().as_u16(), status);
-        assert_eq!(answer.headers()["server"], expected, "{path}");
-    }
 }

@@ -1,4 +1,4 @@
-//! Backups of a control plane that runs, and what they are good for.
+//! Backups of a running control plane, and their restore.
 // A test that cannot go on fails.
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +19,7 @@ use support::fleet::{key, tenant_path};
 use support::node::{hello, member};
 use support::{Control, Fleet, Node};
 
-/// As the program does it: nothing of it may wait in the runtime.
+/// Makes a backup like the program does, outside of the runtime.
 async fn backup(state: PathBuf, to: PathBuf) -> Result<BackupOutcome, Failure> {
     let work = move || casemate_control::backup(&state, &to, &mut |_: Progress| ());
     tokio::task::spawn_blocking(work).await.unwrap()
@@ -30,7 +30,7 @@ async fn restore(from: PathBuf, state: PathBuf) -> Result<BackupOutcome, Failure
     tokio::task::spawn_blocking(work).await.unwrap()
 }
 
-/// Puts the state folder aside and the restored one in its place.
+/// Moves the state folder away and the restored one into its place.
 async fn restore_over(control: &mut Control, from: &Path) -> BackupOutcome {
     control.stop().await;
     let state = control.state();
@@ -49,13 +49,13 @@ fn id(store: &Path) -> StoreId {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backup_is_made_while_deployments_go_on_and_can_be_gone_back_to() {
+async fn a_backup_during_deployments_can_be_restored() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let client = control.client(&fleet.tenant_token);
     fleet.deploy(&client, 1, b"bundle one").await;
     let to = control.folder.path().join("backups/monday");
-    // Deployments under way: what is copied is as it was after some of them.
+    // During deployments: the copy has the state after some of them.
     let (writing, made) = tokio::join!(
         async {
             for version in 2..20 {
@@ -74,7 +74,7 @@ async fn a_backup_is_made_while_deployments_go_on_and_can_be_gone_back_to() {
     let left = std::fs::read_dir(to.parent().unwrap()).unwrap().count();
     assert_eq!(left, 1, "nothing is left behind");
     let original = id(&to.join("store.redb"));
-    // The backup is of yesterday.
+    // The backup is older than this deployment.
     fleet.deploy(&client, 30, b"bundle of today").await;
     let restored = restore_over(&mut control, &to).await;
     assert_eq!(restored.backup, made.backup);
@@ -85,7 +85,8 @@ async fn a_backup_is_made_while_deployments_go_on_and_can_be_gone_back_to() {
         .ok();
     let version = status.json::<serde_json::Value>()["manifest_version"].as_u64();
     assert!(version.is_some_and(|version| version < 30), "{version:?}");
-    // It is the same control plane with another store: same keys, an unbroken chain with the restore in it.
+    // The control plane is the same with another store: same keys, and an unbroken chain with the
+    // restore in it.
     let fleet_view: FleetView = client.get("/v1/fleet").await.ok().json();
     assert_eq!(fleet_view.fleet, Some(fleet.id));
     let page: AuditPage = control.operator().get("/v1/audit").await.ok().json();
@@ -135,7 +136,7 @@ async fn a_node_that_a_restore_has_lost_is_registered_again_and_served() {
         operator.post("/v1/nodes", &whole).await.refused(409),
         "node_exists"
     );
-    // It is a member with everything, whatever it holds of the lost store.
+    // The node is a member and receives everything, whatever it holds of the lost store.
     let end = NodeEnd::member(hello("edge-1", &key(20), fleet.id));
     let mut node = Node::connect(&control, &key(20), end).await;
     let came = node.sync().await;
@@ -147,18 +148,18 @@ async fn a_node_that_a_restore_has_lost_is_registered_again_and_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_removed_while_a_backup_is_made_and_the_control_plane_stops_all_the_same() {
+async fn nothing_is_removed_during_a_backup_and_the_control_plane_can_stop() {
     use std::io::{Read as _, Write as _};
     let mut control = Control::new().await;
     Fleet::new(&control).await;
-    // A program that asks for the store and goes no further.
+    // A program that requests the store and then does nothing.
     let mut socket =
         std::os::unix::net::UnixStream::connect(control.state().join("control.sock")).unwrap();
     socket.write_all(b"casemate backup 1\n").unwrap();
     assert_eq!(socket.read(&mut [0; 16]).unwrap(), 16);
     control.stop().await;
     assert!(!control.state().join("control.sock").exists());
-    // Whoever asks for something else is sent away, and the next is served.
+    // A program that requests another operation is refused, and the next is served.
     control.start().await;
     let path = control.state().join("control.sock");
     let mut stranger = std::os::unix::net::UnixStream::connect(&path).unwrap();
@@ -170,7 +171,7 @@ async fn nothing_is_removed_while_a_backup_is_made_and_the_control_plane_stops_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_running_control_plane_the_state_is_read_as_it_lies() {
+async fn the_state_of_a_stopped_control_plane_is_read_from_its_folder() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     fleet
@@ -180,7 +181,7 @@ async fn without_a_running_control_plane_the_state_is_read_as_it_lies() {
     let to = control.folder.path().join("backup");
     let made = backup(control.state(), to.clone()).await.unwrap();
     assert_eq!(made.backup.bundles, 1);
-    // A bundle that has rotted is left out and named; the rest is good.
+    // A damaged bundle is left out and named; the rest is good.
     let tenant = fleet.tenant.id.to_string();
     let bundle = control.state().join("bundles").join(&tenant);
     let bundle = bundle.join(Digest::of(b"bundle one").to_string());
@@ -189,11 +190,12 @@ async fn without_a_running_control_plane_the_state_is_read_as_it_lies() {
     let made = backup(control.state(), rotten.clone()).await.unwrap();
     let named = format!("{tenant}/{}", Digest::of(b"bundle one"));
     assert_eq!(made.missing_bundles, [named]);
-    // What is no backup, is damaged, or is of a later version is refused, and leaves nothing.
+    // A folder that is not a backup, is damaged, or is of a later version is refused, and nothing
+    // is left behind.
     let state = control.folder.path().join("restored");
     let no = restore(control.state(), state.clone()).await.unwrap_err();
     assert!(
-        no.code == 64 && no.message.contains("no backup"),
+        no.code == 64 && no.message.contains("is not a backup"),
         "{}",
         no.message
     );

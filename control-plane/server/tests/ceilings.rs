@@ -1,4 +1,4 @@
-//! What the operator allows a tenant, at the control plane.
+//! A tenant's limits at the control plane.
 // A test that cannot go on fails.
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +19,7 @@ async fn publish(control: &Control, tenant: &Tenant) {
     operator.ask("POST", "/v1/statements", statement).await.ok();
 }
 
-/// Uploads a release with its bundle and hands in the manifest that names it: its status and code.
+/// Uploads a release with its bundle and the manifest that names it; returns status and code.
 async fn deploy(fleet: &Fleet, client: &Client, version: u64, release: &Release) -> (u16, String) {
     let (bundle, release) = (b"bundle", release.to_bytes());
     client
@@ -77,7 +77,8 @@ async fn a_new_release_beyond_the_egress_ceiling_is_refused_and_an_accepted_one_
     let accepted = (200, String::new());
     let within = release("api.test", 443);
     assert_eq!(deploy(&fleet, &client, 1, &within).await, accepted);
-    // The operator lowers the ceiling: what was accepted stays in the tenant's next manifests, a new one does not come in.
+    // The operator lowers the ceiling: accepted releases stay in the tenant's next manifests, a new
+    // one is refused.
     publish(&control, &ceiling(3, &["other.test"])).await;
     assert_eq!(deploy(&fleet, &client, 2, &within).await, accepted);
     let mut changed = within;

@@ -1,6 +1,6 @@
 //! Statements of a machine whose clock is wrong.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod support;
 
@@ -25,6 +25,6 @@ async fn a_statement_from_the_future_is_refused_with_both_times() {
     let text = String::from_utf8(early.body.clone()).unwrap();
     assert_eq!(early.refused(422), "statement_from_future");
     assert_eq!(text.matches(" UTC").count(), 2, "{text}");
-    // Nothing has changed by it: what is signed with a right clock is taken.
+    // The refusal has changed nothing: a statement with a correct date is accepted.
     post(now + 60).await.ok();
 }

@@ -1,4 +1,4 @@
-//! What silent connections can do to those who have something to say.
+//! Silent connections do not keep others out.
 // A test that cannot go on fails.
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +12,7 @@ use support::Control;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 
-/// Less than any of the listener's own timeouts, so that none of them can have made room.
+/// Less than any of the listener's own time limits, so that none of them can have freed a slot.
 const AT_ONCE: Duration = Duration::from_secs(8);
 const ADDRESSES: u8 = 4;
 const FROM_EACH: usize = 128;
@@ -33,7 +33,7 @@ async fn silent_connections_of_four_addresses_do_not_keep_an_operator_out() {
             held.push(silent(&control, address).await);
         }
     }
-    // From an address that holds none, and from one that holds as many as it may.
+    // From an address without connections, and from one with as many as it may have.
     let asked = tokio::time::timeout(AT_ONCE, control.operator().get("/v1/tokens")).await;
     let tokens: TokenList = asked.expect("the operator is served").ok().json();
     assert_eq!(tokens.tokens.len(), 1);

@@ -1,4 +1,5 @@
-//! State folders and backups of earlier programs: this control plane shows, serves and continues what is in them.
+//! State folders and backups of earlier programs: this control plane shows, serves and continues
+//! their content.
 // A test that cannot go on fails.
 #![allow(clippy::unwrap_used)]
 
@@ -23,7 +24,8 @@ use support::{Control, Fleet, Node};
 /// Every format that a state folder has had, and every one of a backup.
 const STATES: [&str; 1] = ["control-1"];
 const BACKUPS: [&str; 1] = ["backup-1"];
-/// Made anew by every control plane, and large; and what says where the last one listened.
+/// Files that every control plane makes again or that are large; and the file with the addresses of
+/// the last one.
 const LEFT_OUT: [&str; 2] = ["state/reserve", "state/addresses.json"];
 /// The file with the tenant's token, beside the state folder.
 const TENANT_TOKEN: &str = "tenant.token";
@@ -31,7 +33,7 @@ const OPERATOR_TOKEN: &str = "operator.token";
 /// Audit records that are compared: later programs may add more at their start.
 const AUDIT_RECORDS: usize = 10;
 
-/// A control plane that holds something of each kind, stopped; and a backup of it.
+/// A stopped control plane that holds an object of each kind; and a backup of it.
 async fn write() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
@@ -83,7 +85,7 @@ fn token(folder: &Path, name: &str) -> String {
     std::fs::read_to_string(folder.join(name)).unwrap()
 }
 
-/// What the control plane shows to whom may see everything, without what is of this run.
+/// Everything that the API shows with all rights, without data of this run.
 async fn shown(control: &Control, fleet: &Fleet) -> Value {
     let operator = control.operator();
     let mut shown = serde_json::Map::new();
@@ -106,7 +108,7 @@ async fn shown(control: &Control, fleet: &Fleet) -> Value {
             answer["version"].take();
             answer["quic_address"].take();
         }
-        // What nothing lists any more is removed at some time.
+        // An unlisted object is removed at some time.
         if path == status {
             answer["storage"].take();
         }
@@ -120,7 +122,7 @@ async fn shown(control: &Control, fleet: &Fleet) -> Value {
     Value::Object(shown)
 }
 
-/// What a node without anything is sent.
+/// Everything that an empty node is sent.
 async fn sent(control: &Control, fleet: &Fleet) -> (Node, Value) {
     let end = NodeEnd::member(hello("edge-1", &key(20), fleet.id));
     let mut node = Node::connect(control, &key(20), end).await;
@@ -132,7 +134,8 @@ async fn sent(control: &Control, fleet: &Fleet) -> (Node, Value) {
     (node, sent)
 }
 
-/// Compares a control plane on an earlier program's state with what that one showed, and has it go on.
+/// Compares a control plane on an earlier program's state with the recorded answers, and makes
+/// changes.
 async fn same_as_written_and_goes_on(name: &str, folder: tempfile::TempDir) {
     let tenant_token = token(folder.path(), TENANT_TOKEN);
     let mut control = Control::of_earlier(folder).await;
@@ -197,7 +200,7 @@ async fn refused(state: &Path) -> Failure {
     served.await.unwrap_err()
 }
 
-/// Files of a state folder, but those that say nothing of the state.
+/// Files of a state folder, except those without state.
 fn snapshot(state: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let entries = std::fs::read_dir(state).unwrap();
     let files = entries.map(|entry| entry.unwrap().path());
@@ -210,7 +213,7 @@ fn snapshot(state: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_newer_control_plane_has_written_is_left_alone() {
+async fn the_state_of_a_newer_control_plane_is_not_changed() {
     let folder = archive::unpack(STATES[STATES.len() - 1]);
     let state = folder.path().join("state");
     let newer = r#"{"format":99,"software":"9.0.0"}"#;
@@ -231,7 +234,7 @@ async fn what_a_newer_control_plane_has_written_is_left_alone() {
     assert_eq!(no.unwrap_err().code, 65);
     assert_eq!(snapshot(&state), before);
 
-    // A backup is made of the state with its mark, and what is newer in it is refused too.
+    // A backup includes the format file, and a newer format in it is refused too.
     let folder = archive::unpack(BACKUPS[BACKUPS.len() - 1]);
     std::fs::write(folder.path().join("backup/format.json"), newer).unwrap();
     let (from, to) = (folder.path().join("backup"), folder.path().join("state"));

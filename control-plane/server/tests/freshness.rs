@@ -1,4 +1,5 @@
-//! The tenants' statement on their newest manifests at the control plane: judged, pushed, replaced, and dropped with its manifest.
+//! Statements of freshness at the control plane: judged, pushed, replaced, and dropped with their
+//! manifest.
 // A test that cannot go on fails.
 #![allow(clippy::unwrap_used)]
 
@@ -26,7 +27,7 @@ fn now() -> u64 {
     since.unwrap().as_secs()
 }
 
-/// Hands in a manifest that demands freshness.
+/// Uploads a manifest that demands freshness.
 async fn deploy(fleet: &Fleet, client: &Client, version: u64) -> Manifest {
     let bundle = version.to_string();
     let uploaded = fleet.upload(client, version, bundle.as_bytes()).await;
@@ -97,7 +98,8 @@ async fn a_statement_is_pushed_survives_a_restart_and_goes_with_its_manifest() {
     assert_eq!(shown(&fleet, &client).await, Some(said.clone()));
     let held: FreshnessAnswer = put(&fleet, &client, &said).await.ok().json();
     assert_eq!(held.accepted, Outcome::Held);
-    // A node that has the manifest gets the statement; one that has the statement too gets nothing.
+    // A node that has the manifest gets the statement; a node that has the statement too gets
+    // nothing.
     let mut hello = hello("edge-1", &key(20), fleet.id);
     hello.has = came.has();
     let mut node = Node::connect(&control, &key(20), NodeEnd::member(hello.clone())).await;
@@ -135,7 +137,7 @@ async fn a_statement_waits_until_the_node_has_judged_its_manifest() {
     put(&fleet, &client, &statement(&manifest, issued))
         .await
         .ok();
-    // Something else comes meanwhile, and the statement does not.
+    // Another statement arrives meanwhile, and the statement of freshness does not.
     let other = support::fleet::pool(fleet.id, "main", 2).sign(&[&key(1)]);
     let operator = control.operator();
     let posted = operator.ask("POST", "/v1/statements", other.to_bytes());
@@ -149,13 +151,13 @@ async fn a_statement_waits_until_the_node_has_judged_its_manifest() {
     node.end.ack(&next).unwrap();
     node.end.ack(&unanswered.pop().unwrap()).unwrap();
     node.write().await;
-    // The answers complete what was synced before the statement, which comes then.
+    // The node's answers complete the sync before the statement, which arrives then.
     assert_eq!(node.sync().await.ids(), []);
     assert_eq!(node.sync().await.ids(), [id(&manifest, issued)]);
 }
 
 #[tokio::test]
-async fn only_the_tenant_hands_in_and_only_its_keys_count() {
+async fn only_the_tenant_may_upload_and_only_its_keys_count() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let client = control.client(&fleet.tenant_token);
@@ -194,7 +196,7 @@ async fn statements_replace_each_other_and_leave_one_record_a_day() {
     let fleet = Fleet::new(&control).await;
     let client = control.client(&fleet.tenant_token);
     let manifest = deploy(&fleet, &client, 1).await;
-    // Ten days, every three hours, all in time.
+    // Ten days of renewals, every three hours, all in time.
     let (begin, step) = (now() / DAY * DAY - 10 * DAY, 3 * 60 * 60);
     for number in 0..80 {
         let said = statement(&manifest, begin + number * step);
@@ -209,7 +211,7 @@ async fn statements_replace_each_other_and_leave_one_record_a_day() {
     let records = page.records.iter();
     let count = records.filter(|record| record.action == "freshness.put");
     assert_eq!(count.count(), 10);
-    // What is dated in time and comes all at once is too much for all that.
+    // Statements with proper dates that arrive all at once are too many nevertheless.
     let next = last + step;
     let answers = async {
         let mut taken = 0;
@@ -227,7 +229,7 @@ async fn statements_replace_each_other_and_leave_one_record_a_day() {
     let taken = answers.await;
     assert!((30..80).contains(&taken), "{taken} more");
     let last = next + 15 * (taken - 1);
-    // A node that comes now gets the newest, and no other.
+    // A node that connects now gets the newest, and no other.
     let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
     let came = node.sync().await;
     let statements = came.ids().into_iter();

@@ -66,8 +66,7 @@ async fn list(control: &Control) -> Vec<(String, Vec<String>)> {
 }
 
 #[tokio::test]
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
-async fn only_the_operator_uploads_and_what_is_signed_is_there() {
+async fn only_the_operator_uploads_and_a_signed_image_has_its_file() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let content = content(1);
@@ -89,7 +88,7 @@ async fn only_the_operator_uploads_and_what_is_signed_is_there() {
         submit(&operator, &good, 1).await.refused(422),
         "image_missing"
     );
-    // In parts, over a restart in between.
+    // The image is uploaded in parts, with a restart in between.
     let half = content.len() / 2;
     let first: ImageUpload = operator.put(&path, &content[..half]).await.ok().json();
     assert_eq!((first.received_bytes, first.whole), (half as u64, false));
@@ -108,7 +107,7 @@ async fn only_the_operator_uploads_and_what_is_signed_is_there() {
     );
     let rest = part(&digest, half, content.len());
     operator.put(&rest, &content[half..]).await.ok();
-    // The same rules as a node's.
+    // The same rules apply as at a node.
     assert_eq!(
         submit(&operator, &good, 66).await.refused(422),
         "signature_threshold"
@@ -136,22 +135,32 @@ async fn only_the_operator_uploads_and_what_is_signed_is_there() {
     let subject = format!("image_version_lower: {}", id(&lower));
     let tries = refused(&control).await;
     assert!(tries.iter().any(|(_, _, about)| *about == subject));
-    // One of more pools supersedes; both are remembered over a restart.
-    let wider = image(&fleet, "1.2.3", &content, &["main", "other"]);
+    a_wider_image_supersedes(&mut control, &fleet, &content, &lower).await;
+}
+
+async fn a_wider_image_supersedes(
+    control: &mut Control,
+    fleet: &Fleet,
+    content: &[u8],
+    lower: &Image,
+) {
+    let operator = control.operator();
+    // An image of more pools supersedes; both are remembered over a restart.
+    let wider = image(fleet, "1.2.3", content, &["main", "other"]);
     submit(&operator, &wider, 1).await.ok();
-    let canary = image(&fleet, "1.3.0", &content, &["other"]);
+    let canary = image(fleet, "1.3.0", content, &["other"]);
     submit(&operator, &canary, 1).await.ok();
     let wanted = [
         ("1.3.0".into(), vec!["other".into()]),
         ("1.2.3".into(), vec!["main".into()]),
     ];
-    assert_eq!(list(&control).await, wanted);
+    assert_eq!(list(control).await, wanted);
     control.stop().await;
     control.start().await;
-    assert_eq!(list(&control).await, wanted);
+    assert_eq!(list(control).await, wanted);
     let operator = control.operator();
     assert_eq!(
-        submit(&operator, &lower, 1).await.refused(422),
+        submit(&operator, lower, 1).await.refused(422),
         "image_version_lower"
     );
     let held: casemate_api::fleet::StatementAnswer =
@@ -166,13 +175,13 @@ async fn content_of(operator: &Client, number: u8) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_pools_nodes_get_its_image_in_pieces_and_deployments_in_between() {
+async fn nodes_get_their_pools_image_in_pieces_with_deployments_in_between() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let operator = control.operator();
     let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
     let came = node.sync().await;
-    // Of another pool: nothing comes, and nothing can be had.
+    // A node of another pool is sent no image, and can fetch none.
     let elsewhere = content_of(&operator, 3).await;
     let foreign = image(&fleet, "9.0.0", &elsewhere, &["other"]);
     submit(&operator, &foreign, 1).await.ok();
@@ -190,7 +199,8 @@ async fn a_pools_nodes_get_its_image_in_pieces_and_deployments_in_between() {
     assert_eq!(node.sync().await.ids(), [id(&first)]);
     let piece = MAX_IMAGE_PIECE_BYTES;
     let mut read = node.fetch_image(first.digest, 0, piece).await;
-    // A deployment comes between two pieces, and the next piece on the next connection, to another server.
+    // A deployment arrives between two pieces, and the next piece over the next connection, to
+    // another server.
     let tenant = control.client(&fleet.tenant_token);
     fleet.deploy(&tenant, 1, b"bundle").await;
     node.sync().await;
@@ -207,7 +217,7 @@ async fn a_pools_nodes_get_its_image_in_pieces_and_deployments_in_between() {
     }
     assert!(read == bytes);
 
-    // A full resync brings the newest only.
+    // A full resync sends only the newest.
     let operator = control.operator();
     let bytes = content_of(&operator, 2).await;
     let second = image(&fleet, "1.0.1", &bytes, &["main"]);
@@ -223,7 +233,7 @@ async fn a_pools_nodes_get_its_image_in_pieces_and_deployments_in_between() {
         NodeEvent::ImageUnavailable { digest }
     );
 
-    // What the node says of its machine is in the list.
+    // The node's report on its machine is in the list.
     let status = serde_json::json!({
         "machine": { "version": "1.0.0", "storage_key": "tpm", "update": null },
         "image": { "version": "1.0.1", "state": "fetching", "bytes": 200, "fetched_bytes": 50 },

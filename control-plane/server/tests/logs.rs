@@ -1,6 +1,6 @@
-//! Logs from a node, over real QUIC, to whoever may read them.
+//! Logs from a node, over real QUIC, to their readers.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod support;
 
@@ -13,7 +13,7 @@ use support::fleet::{key, name, tenant_path};
 use support::node::{hello, member, serving};
 use support::{Control, Fleet, Node};
 
-/// The next line of a log that is followed.
+/// The next line of a followed log.
 async fn next_line(following: &mut hyper::body::Incoming) -> bytes::Bytes {
     let frame = following.frame().await.unwrap().unwrap();
     frame.into_data().unwrap()
@@ -62,7 +62,7 @@ async fn a_reflected_credential_is_audited_for_a_tenant_that_runs_there() {
     let names_other = |subject: &str| subject.contains(&other.to_string());
     assert!(
         !page.records.iter().any(|one| names_other(&one.subject)),
-        "a node speaks for no other"
+        "a node may not report on other functions"
     );
 }
 
@@ -108,7 +108,7 @@ async fn logs_reach_their_tenant_and_follow() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_taken_away_reads_no_further_in_a_log() {
+async fn a_revoked_token_stops_reading_a_log() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let operator = control.operator();
@@ -142,23 +142,15 @@ async fn a_token_that_is_taken_away_reads_no_further_in_a_log() {
     operator.delete(&token).await.ok();
     node.end.log(entry("after"));
     node.write().await;
-    assert!(following.frame().await.is_none(), "it reads on");
+    assert!(following.frame().await.is_none(), "it continues to read");
 }
 
 #[tokio::test]
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn logs_outlive_a_restart_and_can_be_searched() {
     let mut control = Control::new().await;
     let (fleet, tenant, mut node) = serving(&control).await;
-    let entry = |request: &str, message: &str, time_ms| LogEntry {
-        tenant: fleet.tenant.id,
-        function: name("web"),
-        request: Some(request.into()),
-        level: LogLevel::Info,
-        message: message.into(),
-        time_ms,
-        failure: None,
-    };
+    let entry =
+        |request: &str, message: &str, time_ms| of_request(&fleet, request, message, time_ms);
     let path = tenant_path(&fleet.tenant.id, "logs");
     let mut following = tenant
         .open("GET", &format!("{path}?follow=true"), vec![])
@@ -207,17 +199,37 @@ async fn logs_outlive_a_restart_and_can_be_searched() {
     }
     let odd = tenant.get(&format!("{path}?status=9xx")).await;
     assert_eq!(odd.refused(400), "bad_request");
-    // Numbers go on, so that whoever follows behind the last one misses nothing.
+    let since = kept.last().unwrap().seq;
+    numbers_go_on(&control, &fleet, since).await;
+}
+
+/// A record of a request.
+fn of_request(fleet: &Fleet, request: &str, message: &str, time_ms: u64) -> LogEntry {
+    LogEntry {
+        tenant: fleet.tenant.id,
+        function: name("web"),
+        request: Some(request.into()),
+        level: LogLevel::Info,
+        message: message.into(),
+        time_ms,
+        failure: None,
+    }
+}
+
+/// Numbers go on over a restart, so that whoever follows behind the last one misses nothing.
+async fn numbers_go_on(control: &Control, fleet: &Fleet, since: u64) {
+    let tenant = control.client(&fleet.tenant_token);
+    let path = tenant_path(&fleet.tenant.id, "logs");
     let mut node = Node::connect(
-        &control,
+        control,
         &key(20),
         NodeEnd::member(hello("edge-1", &key(20), fleet.id)),
     )
     .await;
     node.sync().await;
-    node.end.log(entry("r3", "GET /c 200 12 us", 3000));
+    node.end
+        .log(of_request(fleet, "r3", "GET /c 200 12 us", 3000));
     node.write().await;
-    let since = kept.last().unwrap().seq;
     let mut following = tenant
         .open("GET", &format!("{path}?follow=true&since={since}"), vec![])
         .await

@@ -1,12 +1,14 @@
-//! Nodes over real QUIC: joining, being served, coming again, being thrown out.
+//! Nodes over real QUIC: joining, being served, reconnecting, being revoked.
 // A test that cannot go on fails.
 #![allow(clippy::unwrap_used)]
 
+#[path = "nodes/keys.rs"]
+mod keys;
 mod support;
 
 use casemate_api::node::{JoinList, NewGrants, NodeList, NodeView};
 use casemate_api::tenant::TenantStatus;
-use casemate_push::{NodeEnd, NodeEvent, StatementId, VERSIONS, close};
+use casemate_push::{Has, NodeEnd, NodeEvent, StatementId, VERSIONS, close};
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::join::JoinToken;
 use casemate_trust::lease;
@@ -14,10 +16,9 @@ use casemate_trust::statement::{KeySet, OnlineKey, Statement as _, Tenant};
 use quinn::ConnectionError;
 use support::fleet::{LATER, key, name, tenant_path};
 use support::node::{admission, connect, hello, joining, member, quic_config, serving};
-use support::{Control, Fleet, Node, SOON, eventually};
+use support::{Client, Control, Fleet, Node, SOON, eventually};
 
 #[tokio::test]
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn a_node_joins_and_is_served_on_the_same_connection() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
@@ -72,44 +73,54 @@ async fn a_node_joins_and_is_served_on_the_same_connection() {
     assert_eq!(
         node.fetch(Digest::of(b"bundle two"), 7).await,
         b"two",
-        "a cut bundle goes on"
+        "an interrupted bundle continues"
     );
     let status: TenantStatus = tenant.get(&tenant_path(&id, "status")).await.ok().json();
     assert_eq!(status.functions[&name("web")].nodes_total, 1);
-    // It is accepted; whether it runs there is another question, until its bundle is on the node's disk.
-    let acknowledged = async |is_stored: bool| {
-        eventually("the acknowledgement", async || {
-            let status: TenantStatus = tenant.get(&tenant_path(&id, "status")).await.ok().json();
-            assert_eq!(status.manifest_digest, Some(second));
-            let node = &status.nodes[0];
-            let current = (node.manifest_version, node.manifest_digest);
-            let is_counted = status.functions[&name("web")].nodes_current == usize::from(is_stored);
-            let is_current = current == (Some(2), Some(second)) && node.is_stored == is_stored;
-            is_current && is_counted && node.connected
-        })
-        .await;
-    };
-    acknowledged(false).await;
+    // The manifest is accepted; it does not count as running until its bundle is on the node's
+    // disk.
+    acknowledged(&tenant, &id, second, false).await;
     node.end.stored(id, 1).unwrap();
     node.end.stored(id, 2).unwrap();
     node.write().await;
-    acknowledged(true).await;
-    // Coming again with what it has, it is sent nothing.
-    let mut has = came.has();
+    acknowledged(&tenant, &id, second, true).await;
+    let has = came.has();
+    it_comes_again(&control, &fleet, has, pushed.has()).await;
+}
+
+/// Waits until the node has manifest 2, and whether its bundles are stored.
+async fn acknowledged(tenant: &Client, id: &TenantId, manifest: Digest, is_stored: bool) {
+    eventually("the acknowledgement", async || {
+        let status: TenantStatus = tenant.get(&tenant_path(id, "status")).await.ok().json();
+        assert_eq!(status.manifest_digest, Some(manifest));
+        let node = &status.nodes[0];
+        let current = (node.manifest_version, node.manifest_digest);
+        let is_counted = status.functions[&name("web")].nodes_current == usize::from(is_stored);
+        let is_current = current == (Some(2), Some(manifest)) && node.is_stored == is_stored;
+        is_current && is_counted && node.connected
+    })
+    .await;
+}
+
+/// Coming again with what it has, a node is sent nothing; with another manifest it does not count.
+async fn it_comes_again(control: &Control, fleet: &Fleet, mut has: Has, pushed: Has) {
+    let tenant = control.client(&fleet.tenant_token);
+    let id = fleet.tenant.id;
     has.tenants
-        .extend(pushed.has().tenants.into_iter().map(|(id, mut new)| {
+        .extend(pushed.tenants.into_iter().map(|(id, mut new)| {
             new.version = 1;
             (id, new)
         }));
     let mut again = hello("edge-1", &key(20), fleet.id);
     again.has = has;
     let mut other = again.clone();
-    let mut node = Node::connect(&control, &key(20), NodeEnd::member(again)).await;
+    let mut node = Node::connect(control, &key(20), NodeEnd::member(again)).await;
     assert_eq!(node.sync().await.ids(), []);
-    // One of the same version with another digest, as after a restored backup, is not the newest.
+    // A manifest of the same version with another digest, as after a restored backup, is not the
+    // newest.
     let foreign = Digest([9; 32]);
     other.has.tenants.get_mut(&id).unwrap().manifest = Some((2, foreign));
-    let _node = Node::connect(&control, &key(20), NodeEnd::member(other)).await;
+    let _node = Node::connect(control, &key(20), NodeEnd::member(other)).await;
     eventually("the other manifest", async || {
         let status: TenantStatus = tenant.get(&tenant_path(&id, "status")).await.ok().json();
         let is_foreign = status.nodes[0].manifest_digest == Some(foreign);
@@ -215,7 +226,7 @@ async fn stopped_credentials_of_a_nodes_own_functions_are_in_the_tenants_status(
     assert_eq!(stopped.len(), 1, "{stopped:?}");
     assert_eq!(stopped[0].secret.as_str(), "KEY");
     assert_eq!(stopped[0].nodes, [name("edge-1")]);
-    // The next status says that it is over.
+    // The next status reports that the stop is over.
     node.end.status("{}".into());
     node.write().await;
     eventually("it is over", async || {
@@ -223,82 +234,6 @@ async fn stopped_credentials_of_a_nodes_own_functions_are_in_the_tenants_status(
         status.stopped_credentials.is_empty()
     })
     .await;
-}
-
-#[tokio::test]
-async fn an_unknown_key_may_only_join() {
-    let control = Control::new().await;
-    let fleet = Fleet::new(&control).await;
-    let said_hello = Node::connect(
-        &control,
-        &key(66),
-        NodeEnd::member(hello("edge-1", &key(66), fleet.id)),
-    )
-    .await;
-    assert!(said_hello.close_code().await >= 16, "a violation");
-    // Without a registered token, with an expired one, with a request that another key signed.
-    let address = (control.quic.clone(), control.keys.quic);
-    let unknown = JoinToken::new(
-        fleet.id,
-        address,
-        name("edge-9"),
-        name("main"),
-        LATER,
-        &mut support::fleet::random,
-    );
-    let mut node = joining(&control, &fleet, &unknown, &key(66)).await;
-    assert!(
-        matches!(node.next().await.unwrap(), NodeEvent::JoinRefused { code, .. } if code == "token_unknown")
-    );
-    assert_eq!(node.close_code().await, u64::from(close::JOIN_REFUSED));
-    let token = fleet.join_token(&control, "edge-1", LATER).await;
-    let stolen = fleet.join_request(&token, &key(20)).to_bytes();
-    let mut node = Node::connect(&control, &key(66), NodeEnd::joining(stolen)).await;
-    assert!(
-        matches!(node.next().await.unwrap(), NodeEvent::JoinRefused { code, .. } if code == "join_identity")
-    );
-    let joins: JoinList = control.operator().get("/v1/nodes/joins").await.ok().json();
-    assert!(joins.joins.is_empty());
-    let refused = support::refused(&control).await;
-    let subjects: Vec<_> = refused.into_iter().map(|(_, _, subject)| subject).collect();
-    let stolen = key(66).public();
-    assert_eq!(
-        subjects,
-        [
-            format!("token_unknown: edge-9, key {stolen}"),
-            format!("join_identity: edge-1, key {stolen}"),
-        ]
-    );
-}
-
-#[tokio::test]
-async fn unknown_keys_are_few_before_they_have_said_a_word_and_nodes_have_room_beside_them() {
-    let control = Control::new().await;
-    let fleet = Fleet::new(&control).await;
-    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
-    node.sync().await;
-    // One more than there may be from one address.
-    let mut strangers = Vec::new();
-    for number in 100..=116 {
-        let config = quic_config(&key(number), control.keys.quic, VERSIONS.alpns());
-        strangers.push(connect(&control.quic, config).await.unwrap());
-    }
-    let refused = strangers.iter().map(|(_, connection)| {
-        Box::pin(async {
-            match connection.closed().await {
-                ConnectionError::ApplicationClosed(closed)
-                    if closed.error_code == close::TOO_MANY.into() => {}
-                _ => std::future::pending().await,
-            }
-        })
-    });
-    let refused = futures_util::future::select_all(refused);
-    tokio::time::timeout(SOON, refused)
-        .await
-        .expect("none was refused");
-    let again = NodeEnd::member(hello("edge-1", &key(20), fleet.id));
-    let mut again = Node::connect(&control, &key(20), again).await;
-    again.sync().await;
 }
 
 #[tokio::test]
@@ -337,7 +272,7 @@ async fn expired_and_twice_used_tokens_and_second_nodes_are_refused() {
             .refused(409),
         "node_exists"
     );
-    // The same token, another key.
+    // Another key uses the same token.
     let mut second = joining(&control, &fleet, &token, &key(21)).await;
     assert!(
         matches!(second.next().await.unwrap(), NodeEvent::JoinRefused { code, .. } if code == "token_used")
@@ -444,96 +379,6 @@ async fn leases_are_signed_with_the_liveness_key_for_who_asks() {
 }
 
 #[tokio::test]
-async fn a_node_that_comes_twice_keeps_the_newer_connection() {
-    let control = Control::new().await;
-    let fleet = Fleet::new(&control).await;
-    let first = member(&control, &fleet, "edge-1", &key(20)).await;
-    let mut second = Node::connect(
-        &control,
-        &key(20),
-        NodeEnd::member(hello("edge-1", &key(20), fleet.id)),
-    )
-    .await;
-    assert_eq!(first.close_code().await, u64::from(close::REPLACED));
-    assert_eq!(
-        second.sync().await.ids().len(),
-        4,
-        "root, online key, pool and grant"
-    );
-}
-
-#[tokio::test]
-async fn two_machines_with_one_key_are_named_and_do_not_push_each_other_out() {
-    let control = Control::new().await;
-    let fleet = Fleet::new(&control).await;
-    let mut one = member(&control, &fleet, "edge-1", &key(20)).await;
-    let again = async || {
-        let end = NodeEnd::member(hello("edge-1", &key(20), fleet.id));
-        Node::connect(&control, &key(20), end).await
-    };
-    // Each comes again when the other has taken its place, as programs do.
-    let mut other = again().await;
-    assert_eq!(one.close_code().await, u64::from(close::REPLACED));
-    one = again().await;
-    assert_eq!(other.close_code().await, u64::from(close::REPLACED));
-    let nodes = async || {
-        let nodes: NodeList = control.operator().get("/v1/nodes").await.ok().json();
-        nodes.nodes
-    };
-    eventually("it is noticed", async || {
-        nodes().await[0].duplicate_seen.is_some()
-    })
-    .await;
-    other = again().await;
-    assert_eq!(other.close_code().await, u64::from(close::DUPLICATE));
-    one.sync().await;
-    let refused = support::refused_as(&control, "node.duplicate").await;
-    assert!(
-        refused.len() == 1 && refused[0].contains("two machines have the key of edge-1"),
-        "{refused:?}"
-    );
-}
-
-#[tokio::test]
-async fn another_alpn_another_server_key_and_bundles_of_others_are_refused() {
-    let control = Control::new().await;
-    let fleet = Fleet::new(&control).await;
-    assert!(
-        connect(
-            &control.quic,
-            quic_config(&key(20), control.keys.quic, vec![b"h3".to_vec()])
-        )
-        .await
-        .is_err()
-    );
-    assert!(
-        connect(
-            &control.quic,
-            quic_config(&key(20), control.keys.api, VERSIONS.alpns())
-        )
-        .await
-        .is_err()
-    );
-    let tenant = control.client(&fleet.tenant_token);
-    let bundle = b"listed by no manifest";
-    tenant
-        .put(
-            &format!("/v1/bundles/{}", Digest::of(bundle)),
-            bundle.to_vec(),
-        )
-        .await
-        .ok();
-    let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
-    node.sync().await;
-    node.end.fetch_bundle(Digest::of(bundle), 0).unwrap();
-    let digest = Digest::of(bundle);
-    assert_eq!(
-        node.next().await.unwrap(),
-        NodeEvent::Unavailable { digest }
-    );
-}
-
-#[tokio::test]
 async fn a_restart_keeps_everything_and_a_node_notices_at_once() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
@@ -579,7 +424,7 @@ async fn a_restart_keeps_everything_and_a_node_notices_at_once() {
         node.fetch(Digest::of(b"bundle one"), 0).await,
         b"bundle one"
     );
-    // And it goes on: the next version is judged against what was before.
+    // The control plane continues: the next version is judged against the earlier one.
     let same = fleet.manifest(1, b"", None).sign(&[&key(10)]);
     let conflict = tenant
         .put(&tenant_path(&fleet.tenant.id, "manifest"), same.to_bytes())

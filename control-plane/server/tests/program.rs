@@ -1,4 +1,4 @@
-//! The program: what it says and how it ends when something is wrong.
+//! The program: its output and its exit codes.
 // A test that cannot go on fails.
 #![allow(clippy::unwrap_used)]
 
@@ -11,12 +11,13 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_api::audit::AuditPage;
 use casemate_api::fleet::PublicKeys;
 use casemate_api::token::{MadeToken, NewToken, Scope, TokenList};
+use parking_lot::Mutex;
 
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_casemate-control"));
@@ -52,7 +53,7 @@ fn serve(config: &Path) -> Output {
         .unwrap()
 }
 
-/// A running program and the line that said that it is ready.
+/// A running program and its line about being ready.
 fn start(config: &Path) -> (Child, String) {
     let mut child = program()
         .args(["serve", "--config"])
@@ -99,11 +100,11 @@ fn as_the_service(folder: &Path) -> Command {
 }
 
 #[test]
-fn a_folder_that_was_made_for_the_user_of_the_service_is_filled_where_it_is() {
+fn an_empty_folder_of_the_service_user_is_filled_in_place() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("state");
     let mut command = as_the_service(folder.path());
-    // A file system that is mounted there has this, and a program that was killed leaves that.
+    // A mounted file system contains this, and a killed program leaves that.
     std::fs::create_dir(state.join("lost+found")).unwrap();
     std::fs::create_dir(state.join(".state.new-1")).unwrap();
     let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
@@ -190,7 +191,7 @@ fn init_makes_private_files_once() {
 }
 
 #[test]
-fn it_is_ready_stops_on_sigterm_and_survives_sigkill() {
+fn the_program_reports_ready_stops_on_sigterm_and_survives_sigkill() {
     let folder = tempfile::tempdir().unwrap();
     init(&folder.path().join("state"));
     let config = config(folder.path(), "127.0.0.1:0");
@@ -210,7 +211,7 @@ fn it_is_ready_stops_on_sigterm_and_survives_sigkill() {
 }
 
 #[test]
-fn a_port_in_use_a_locked_store_and_no_state_are_told_apart() {
+fn a_used_port_a_locked_store_and_a_missing_state_have_different_errors() {
     let folder = tempfile::tempdir().unwrap();
     ended(
         &serve(&config(folder.path(), "127.0.0.1:0")),
@@ -231,7 +232,7 @@ fn a_port_in_use_a_locked_store_and_no_state_are_told_apart() {
 }
 
 #[test]
-fn a_wrong_configuration_says_all_that_is_wrong() {
+fn all_mistakes_of_a_configuration_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("control.toml");
     std::fs::write(&path, "api = \"x\"\nquick = \"y\"\n").unwrap();
@@ -244,7 +245,7 @@ fn a_wrong_configuration_says_all_that_is_wrong() {
 }
 
 #[tokio::test]
-async fn what_was_acknowledged_is_there_after_a_kill() {
+async fn acknowledged_changes_survive_a_kill() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("state");
     init(&state);
@@ -263,10 +264,7 @@ async fn what_was_acknowledged_is_there_after_a_kill() {
         let listed: BTreeSet<_> = listed.tokens.into_iter().map(|token| token.id).collect();
         let audit: AuditPage = client.get("/v1/audit").await.ok().json();
         assert!(audit.verified, "round {round}");
-        assert!(
-            listed.is_superset(&acknowledged.lock().unwrap()),
-            "round {round}"
-        );
+        assert!(listed.is_superset(&acknowledged.lock()), "round {round}");
         let writing = Arc::clone(&acknowledged);
         let writer = tokio::spawn(async move {
             for _ in 0..200 {
@@ -276,17 +274,14 @@ async fn what_was_acknowledged_is_there_after_a_kill() {
                     expires: None,
                 };
                 let made: MadeToken = client.post("/v1/tokens", &new).await.ok().json();
-                writing.lock().unwrap().insert(made.id);
+                writing.lock().insert(made.id);
             }
         });
         tokio::time::sleep(Duration::from_millis(40 + 37 * round)).await;
         signal(&child, "-KILL");
         child.wait().unwrap();
-        // It was in the middle of something, most likely.
+        // The program was most likely in the middle of a change.
         writer.await.ok();
     }
-    assert!(
-        acknowledged.lock().unwrap().len() > 6,
-        "too slow to prove anything"
-    );
+    assert!(acknowledged.lock().len() > 6, "too slow to prove anything");
 }

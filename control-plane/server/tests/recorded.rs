@@ -1,5 +1,6 @@
-//! Requests that earlier command lines have made, made again: the control plane of today answers each as the one of then did,
-//! with at least what was in the answer, and the command line of today reads the answers of then.
+//! Requests that earlier command lines have sent are sent again: this control plane answers each
+//! like the earlier one did, with at least the same fields, and today's command line reads the
+//! earlier answers.
 // A test that cannot go on fails.
 #![allow(clippy::unwrap_used)]
 
@@ -23,7 +24,7 @@ use support::client::Answer;
 use support::fleet::{LATER, key, tenant_path};
 use support::{Control, Fleet};
 
-/// The state that the requests are made to, and which version of the API they belong to.
+/// The state that the requests are sent to, and their version of the API.
 const STATE: &str = "control-1";
 const VERSION: &str = "v1";
 
@@ -31,7 +32,7 @@ const VERSION: &str = "v1";
 #[derive(Serialize, Deserialize)]
 struct Exchange {
     endpoint: String,
-    /// `operator`, `tenant`, or nobody.
+    /// `operator`, `tenant`, or none.
     who: String,
     method: String,
     path: String,
@@ -81,7 +82,7 @@ impl Recorder {
         self.exchanges.push(exchange);
     }
 
-    /// What operators and tenants ask for.
+    /// The requests of operators and tenants.
     async fn whole(mut self) -> Vec<Exchange> {
         let (operator, tenant, nobody) = ("operator", "tenant", "");
         self.say("health", nobody, "/healthz", "").await;
@@ -181,7 +182,7 @@ impl Recorder {
             .await;
         self.say("list_joins", operator, "/v1/nodes/joins", "")
             .await;
-        // It waits in the fixture.
+        // The request waits in the fixture.
         let admission = support::node::admission(&self.control, &self.fleet, &key(22)).await;
         let path = "/v1/nodes/admit";
         self.say("admit_node", operator, path, json(&admission))
@@ -236,10 +237,10 @@ async fn recording() -> Vec<Exchange> {
     serde_json::from_slice(&std::fs::read(file()).unwrap()).unwrap()
 }
 
-/// What was in an answer and is not in today's, or is of another kind there.
+/// The field of an answer that is missing today, or has another type.
 fn lacks(then: &Value, now: &Value, at: &str) -> Option<String> {
     match (then, now) {
-        // What was not there may be there now.
+        // A field that was null may have a value now.
         (Value::Null, _) => None,
         (Value::Object(then), Value::Object(now)) => then.iter().find_map(|(name, value)| {
             let at = format!("{at}/{name}");
@@ -262,7 +263,7 @@ fn lacks(then: &Value, now: &Value, at: &str) -> Option<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_of_earlier_command_lines_are_answered_as_they_were() {
+async fn requests_of_earlier_command_lines_get_the_same_answers() {
     let recording = recording().await;
     let (control, fleet) = control().await;
     for exchange in &recording {

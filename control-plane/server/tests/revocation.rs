@@ -1,4 +1,5 @@
-//! The root's list of revoked nodes at the control plane: obeyed at once, for good, and handed to whom it names.
+//! The root's list of revoked nodes at the control plane: enforced at once, for ever, and sent to
+//! the nodes that it names.
 // A test that cannot go on fails.
 #![allow(clippy::unwrap_used)]
 
@@ -34,7 +35,7 @@ async fn post(control: &Control, envelope: &Envelope) -> support::client::Answer
         .await
 }
 
-/// The list as the revoked node hears it, and the code with which its connection is closed.
+/// The list as the revoked node receives it, and the code with which its connection is closed.
 async fn told(node: &mut Node) -> (Vec<u8>, u64) {
     let told = loop {
         match node.next().await.unwrap() {
@@ -47,7 +48,7 @@ async fn told(node: &mut Node) -> (Vec<u8>, u64) {
 }
 
 #[tokio::test]
-async fn a_revoked_node_is_told_thrown_out_and_never_admitted_again() {
+async fn a_revoked_node_is_informed_disconnected_and_never_admitted_again() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let mut revoked = member(&control, &fleet, "edge-1", &key(20)).await;
@@ -129,7 +130,7 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
 }
 
 #[tokio::test]
-async fn a_restored_older_folder_is_no_way_back_for_a_revoked_node() {
+async fn a_restored_older_folder_does_not_readmit_a_revoked_node() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
@@ -145,7 +146,8 @@ async fn a_restored_older_folder_is_no_way_back_for_a_revoked_node() {
     copy(&old, &control.state());
     control.start().await;
 
-    // The older copy has the node among its members, and serves it, until the home hands in what it remembers.
+    // The older copy has the node among its members, and serves it, until the home uploads what it
+    // remembers.
     let operator = control.operator();
     operator.get("/v1/nodes/edge-1").await.ok();
     let mut hello = hello("edge-1", &key(20), fleet.id);
@@ -155,7 +157,7 @@ async fn a_restored_older_folder_is_no_way_back_for_a_revoked_node() {
     let view: FleetView = operator.get("/v1/fleet").await.ok().json();
     assert_eq!(
         view.revocations, None,
-        "which tells the home what is lacking"
+        "which shows the home what is missing"
     );
     post(&control, &signed).await.ok();
     let closed = (signed.to_bytes(), u64::from(close::REVOKED));

@@ -1,13 +1,15 @@
-//! What is stored for a tenant: within its limit, as long as it matters, and no longer.
+//! A tenant's storage: its limit, and the removal of items that nothing lists.
 // A test that cannot go on fails.
 #![allow(clippy::unwrap_used)]
 
+#[path = "storage/full_disk.rs"]
+mod full_disk;
 mod support;
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,16 +26,16 @@ use support::fleet::{LATER, key, tenant, tenant_path, token};
 use support::node::hello;
 use support::{Client, Control, Fleet, Node, eventually};
 
-/// Older than anything that may be about to be listed.
+/// Older than any item that a manifest may be about to list.
 const LONG_AGO: Duration = Duration::from_secs(2 * 60 * 60);
-/// Young enough to stay, too old to be sure that it stays until a manifest comes.
+/// Young enough to stay, too old to stay certainly until a manifest arrives.
 const A_WHILE_AGO: Duration = Duration::from_secs(45 * 60);
 
 fn bundle_path(bundle: &[u8]) -> String {
     format!("/v1/bundles/{}", Digest::of(bundle))
 }
 
-/// Where a bundle lies.
+/// The path of a bundle.
 fn file(control: &Control, tenant: &TenantId, bundle: &[u8]) -> PathBuf {
     let digest = Digest::of(bundle).to_string();
     let folder = control.state().join("bundles").join(tenant.to_string());
@@ -49,7 +51,7 @@ fn open(control: &Control) -> Redb {
     Redb::open(&control.state().join("store.redb"), StoreId([0; 16])).unwrap()
 }
 
-/// Has everything been uploaded so long ago; the control plane does not run.
+/// Makes all uploads appear this much older; the control plane does not run.
 async fn age(control: &Control, by: Duration) {
     let then = SystemTime::now() - by;
     for folder in std::fs::read_dir(control.state().join("bundles")).unwrap() {
@@ -95,7 +97,7 @@ async fn second_tenant(control: &Control, fleet: &Fleet) -> (Tenant, Client) {
 }
 
 #[tokio::test]
-async fn a_full_storage_refuses_what_is_new_and_says_what_to_do() {
+async fn a_full_storage_refuses_new_items_and_names_the_next_step() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     control.stop().await;
@@ -113,18 +115,19 @@ async fn a_full_storage_refuses_what_is_new_and_says_what_to_do() {
     );
     let text = String::from_utf8(refused.body).unwrap();
     assert!(text.contains("casemate prune FUNCTION"), "{text}");
-    // The largest is read to its end, so that whoever sends it reads the answer.
+    // The largest body is read to its end, so that its sender reads the answer.
     let largest = vec![3; 10 * 1024 * 1024];
     let refused = client.put(&bundle_path(&largest), largest).await;
     assert_eq!(refused.refused(413), "quota_exceeded");
     let at = bundle_path(&second);
     assert_eq!(client.ask("HEAD", &at, vec![]).await.status, 404);
-    // What is there may be uploaded again, and what is refused for another reason takes no room.
+    // An existing bundle may be uploaded again, and one that is refused for another reason takes no
+    // space.
     client.put(&bundle_path(&first), first.clone()).await.ok();
     let wrong = client.put(&bundle_path(b"other"), vec![4; 200_000]).await;
     assert_eq!(wrong.refused(422), "digest_mismatch");
     assert_eq!(used_bytes(&client, &id).await, 700_000);
-    // Objects count too, and all of it is remembered.
+    // Objects count too, and the sum survives a restart.
     let third = vec![5; 300_000];
     client.put(&bundle_path(&third), third).await.ok();
     let release = |letter: &str| {
@@ -145,14 +148,14 @@ async fn a_full_storage_refuses_what_is_new_and_says_what_to_do() {
     let refused = client.put(&over, more).await;
     assert_eq!(refused.refused(413), "quota_exceeded");
     assert_eq!(client.get(&over).await.status, 404);
-    // Nobody else's business.
+    // Other tenants are not affected.
     let (bank, client) = second_tenant(&control, &fleet).await;
     client.put(&bundle_path(&second), second).await.ok();
     assert_eq!(used_bytes(&client, &bank.id).await, 700_000);
 }
 
 #[tokio::test]
-async fn what_the_newest_manifest_does_not_list_goes_when_it_is_old() {
+async fn unlisted_items_are_removed_when_they_are_old() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let client = control.client(&fleet.tenant_token);
@@ -198,7 +201,7 @@ async fn what_the_newest_manifest_does_not_list_goes_when_it_is_old() {
     assert_eq!(client.ask("HEAD", &two_at, vec![]).await.status, 200);
     assert!(file(&control, &bank.id, b"bundle one").exists());
 
-    // With a manifest, what it drops goes at once, if it is old.
+    // With a manifest, the items that it drops are removed at once, if they are old.
     fleet.deploy(&client, 3, b"bundle three").await;
     let gone = file(&control, &id, b"bundle two");
     eventually("the removal", async || !gone.exists()).await;
@@ -206,7 +209,7 @@ async fn what_the_newest_manifest_does_not_list_goes_when_it_is_old() {
     let bank_client = second_tenant(&control, &fleet).await.1;
     assert_eq!(used_bytes(&bank_client, &bank.id).await, banks);
 
-    // A node gets what is left, of both.
+    // A node gets the remaining bundles, of both tenants.
     let token = fleet.join_token(&control, "edge-1", LATER).await;
     let request = fleet.join_request(&token, &key(20)).to_bytes();
     let mut node = Node::connect(&control, &key(20), NodeEnd::joining(request)).await;
@@ -232,7 +235,7 @@ async fn what_the_newest_manifest_does_not_list_goes_when_it_is_old() {
 }
 
 #[tokio::test]
-async fn an_upload_that_might_go_before_its_manifest_comes_is_asked_for_again() {
+async fn an_upload_that_may_expire_before_its_manifest_is_requested_again() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let id = fleet.tenant.id;
@@ -251,7 +254,7 @@ async fn an_upload_that_might_go_before_its_manifest_comes_is_asked_for_again() 
     client.put(&object, release.clone()).await.ok();
     assert_eq!(client.ask("HEAD", &at, vec![]).await.status, 200);
     assert_eq!(used_bytes(&client, &id).await, before, "counted once");
-    // Now both are as young as if they had never been there.
+    // Both count as new now.
     restart_after(&mut control, Duration::ZERO).await;
     control.stop().await;
     let store = open(&control);
@@ -262,7 +265,7 @@ async fn an_upload_that_might_go_before_its_manifest_comes_is_asked_for_again() 
 }
 
 #[tokio::test]
-async fn a_manifest_that_cannot_be_read_is_no_reason_to_remove_anything() {
+async fn nothing_is_removed_if_a_manifest_cannot_be_read() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let id = fleet.tenant.id;
@@ -282,7 +285,7 @@ async fn a_manifest_that_cannot_be_read_is_no_reason_to_remove_anything() {
     control.start().await;
     let gone = file(&control, &bank.id, b"unlisted");
     eventually("the removal", async || !gone.exists()).await;
-    // Every tenant's turn has come by now.
+    // By now every tenant was checked.
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(file(&control, &id, b"bundle one").exists());
     let removals = removals(&control).await;
@@ -297,7 +300,7 @@ fn config(control: &Control) -> PathBuf {
     path
 }
 
-/// What is left of the bundles and objects that no manifest lists, and whether everything is there that one lists.
+/// The remaining bundles and objects that no manifest lists, and whether every listed one exists.
 async fn left(control: &Control, listed: &BTreeSet<String>) -> usize {
     let bundles = std::fs::read_dir(control.state().join("bundles")).unwrap();
     let bundles = bundles.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
@@ -319,8 +322,7 @@ async fn left(control: &Control, listed: &BTreeSet<String>) -> usize {
 }
 
 #[tokio::test]
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
-async fn a_kill_in_the_middle_of_a_removal_loses_nothing_that_is_listed() {
+async fn a_kill_during_a_removal_loses_no_listed_item() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let id = fleet.tenant.id;
@@ -329,59 +331,11 @@ async fn a_kill_in_the_middle_of_a_removal_loses_nothing_that_is_listed() {
         .await;
     control.stop().await;
     let mut listed: BTreeSet<String> = BTreeSet::from([Digest::of(b"bundle").to_string()]);
-    {
-        let store = open(&control);
-        let kept = store.range("kept/", None, 1000).await.unwrap();
-        listed.extend(
-            kept.iter()
-                .filter_map(|entry| Some(entry.key.split('/').nth(2)?.to_owned())),
-        );
-        assert_eq!(listed.len(), 3, "a bundle, a release, a secret");
-        for number in 0..400_u32 {
-            let bytes = number.to_be_bytes();
-            std::fs::write(file(&control, &id, &bytes), bytes).unwrap();
-            let digest = Digest::of(&bytes);
-            let changes = vec![
-                Change::put(
-                    format!("object/{id}/{digest}"),
-                    [&b"r"[..], &bytes].concat(),
-                ),
-                Change::put(format!("kept/{id}/{digest}"), r#"{"bytes":4,"since":1}"#),
-            ];
-            if number % 4 == 0 {
-                store.commit(vec![], changes).await.unwrap();
-            }
-        }
-    }
+    listed.extend(unlisted_beside(&control, &id).await);
     age(&control, LONG_AGO).await;
     let config = config(&control);
     let all = left(&control, &listed).await;
-    let (mut before, mut cut) = (all, 0);
-    for round in 0..60_u64 {
-        let mut program = Command::new(env!("CARGO_BIN_EXE_casemate-control"))
-            .args(["serve", "--config"])
-            .arg(&config)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(program.stderr.take().unwrap()).lines();
-        let ready = lines.any(|line| line.unwrap().contains("ready api="));
-        assert!(ready, "it starts after a kill");
-        std::thread::sleep(Duration::from_millis(5 * round));
-        program.kill().unwrap();
-        program.wait().unwrap();
-        let now = left(&control, &listed).await;
-        assert!(now <= before);
-        cut += u32::from(now > 0 && now < before);
-        before = now;
-        if now == 0 {
-            break;
-        }
-    }
-    assert!(
-        before < all && cut > 0,
-        "no kill came in the middle: {before}"
-    );
+    killed_again_and_again(&control, &config, &listed, all).await;
     control.start().await;
     eventually("the end of the removal", async || {
         let client = control.client(&fleet.tenant_token);
@@ -392,7 +346,7 @@ async fn a_kill_in_the_middle_of_a_removal_loses_nothing_that_is_listed() {
         ]
         .iter()
         .sum::<usize>() as u64;
-        // A sealed secret's length may differ by how its numbers are written; nothing else is left.
+        // A sealed secret's length may vary with how its numbers are written; nothing else is left.
         used_bytes(&client, &id).await <= listed + 64
     })
     .await;
@@ -404,184 +358,69 @@ async fn a_kill_in_the_middle_of_a_removal_loses_nothing_that_is_listed() {
     assert_eq!(left(&control, &listed).await, 0);
 }
 
-/// A program that ends with its test, however that ends.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-/// How a process of its own mount namespace is made here, with the right to mount; `None` if this machine forbids it.
-fn own_mounts() -> Option<&'static [&'static str]> {
-    let ways: [&[&str]; 2] = [
-        &["--user", "--map-root-user", "--mount"],
-        // For root where user namespaces are forbidden.
-        &["--mount"],
-    ];
-    ways.into_iter().find(|way| {
-        let mounted = Command::new("unshare")
-            .args(*way)
-            .args(["mount", "-t", "tmpfs", "tmpfs", "/mnt"])
-            .stderr(Stdio::null())
-            .status();
-        mounted.is_ok_and(|status| status.success())
-    })
-}
-
-/// Goes on with a control plane that has stopped, on a disk of its own, by a script that mounts the disk and runs the
-/// program there. The script's arguments are the program, the disk, the state and the configuration.
-fn on_a_small_disk(
-    control: &mut Control,
-    own_mounts: &[&str],
-    script: &str,
-) -> (Running, tempfile::TempDir) {
-    let disk = tempfile::tempdir().unwrap();
-    let mut program = Command::new("unshare")
-        .args(own_mounts)
-        .args(["sh", "-c", script])
-        .arg(env!("CARGO_BIN_EXE_casemate-control"))
-        .args([disk.path(), &control.state(), &config(control)])
-        .stderr(Stdio::piped())
-        .spawn()
-        .map(Running)
-        .unwrap();
-    let mut lines = BufReader::new(program.0.stderr.take().unwrap()).lines();
-    let mut said = Vec::new();
-    let ready = lines.find_map(|line| {
-        said.push(line.unwrap());
-        let (_, address) = said.last()?.split_once("ready api=")?;
-        Some(address.split(' ').next()?.to_owned())
-    });
-    control.plane.api = ready.unwrap_or_else(|| panic!("{said:#?}"));
-    // What it says is read on, so that it never waits for us.
-    std::thread::spawn(move || lines.count());
-    (program, disk)
-}
-
-#[tokio::test]
-async fn on_a_full_disk_the_operator_can_still_revoke() {
-    let Some(own_mounts) = own_mounts() else {
-        println!("skipped: a small disk needs a mount namespace, which this machine forbids");
-        return;
-    };
-    let mut control = Control::new().await;
-    let fleet = Fleet::new(&control).await;
-    let operator = control.operator();
-    let tokens: Vec<String> = {
-        let tokens = (0..4).map(|_| token(&operator, Scope::Tenant(fleet.tenant.id)));
-        futures_util::future::join_all(tokens).await
-    };
-    let listed = operator.get("/v1/tokens").await.ok().json::<TokenList>();
-    control.stop().await;
-    // A disk of its own, that one tenant can fill.
-    let script = "mount -t tmpfs -o size=24m tmpfs \"$1\" && cp -a \"$2\" \"$3\" \"$1\" && \
-                  exec \"$0\" serve --config \"$1/control.toml\"";
-    let _program = on_a_small_disk(&mut control, own_mounts, script);
-    let client = control.client(&tokens[0]);
-    // From large to small, until nothing fits.
-    for bytes in [1024 * 1024, 64 * 1024, 4096, 1] {
-        for number in 0_u32.. {
-            let mut bundle = vec![7; bytes];
-            bundle.extend(number.to_be_bytes());
-            let answer = client.put(&bundle_path(&bundle), bundle.clone()).await;
-            if answer.status == 507 {
-                break;
-            }
-            answer.ok();
+/// Puts many bundles and objects beside those that are listed; the digests of what is kept.
+async fn unlisted_beside(control: &Control, id: &TenantId) -> Vec<String> {
+    let store = open(control);
+    let kept = store.range("kept/", None, 1000).await.unwrap();
+    let kept: Vec<String> = kept
+        .iter()
+        .filter_map(|entry| Some(entry.key.split('/').nth(2)?.to_owned()))
+        .collect();
+    let all: BTreeSet<_> = kept
+        .iter()
+        .cloned()
+        .chain([Digest::of(b"bundle").to_string()])
+        .collect();
+    assert_eq!(all.len(), 3, "a bundle, a release, a secret");
+    for number in 0..400_u32 {
+        let bytes = number.to_be_bytes();
+        std::fs::write(file(control, id, &bytes), bytes).unwrap();
+        let digest = Digest::of(&bytes);
+        let changes = vec![
+            Change::put(
+                format!("object/{id}/{digest}"),
+                [&b"r"[..], &bytes].concat(),
+            ),
+            Change::put(format!("kept/{id}/{digest}"), r#"{"bytes":4,"since":1}"#),
+        ];
+        if number % 4 == 0 {
+            store.commit(vec![], changes).await.unwrap();
         }
     }
-    // The store itself too, down to what the smallest change takes.
-    let id = fleet.tenant.id;
-    for bytes in [30_000, 1] {
-        for number in 0_u32.. {
-            let mut release = fleet.release(&fleet.tenant, b"bundle");
-            let (name, value) = ("A".parse().unwrap(), format!("{number:0bytes$}"));
-            release.vars = vec![Var { name, value }];
-            let object = release.to_bytes();
-            let path = tenant_path(&id, &format!("objects/{}", Digest::of(&object)));
-            let answer = client.put(&path, object).await;
-            if answer.status == 507 {
-                break;
-            }
-            answer.ok();
+    kept
+}
+
+/// Starts the program and kills it a little later each time, until nothing is left to remove.
+async fn killed_again_and_again(
+    control: &Control,
+    config: &Path,
+    listed: &BTreeSet<String>,
+    all: usize,
+) {
+    let (mut before, mut cut) = (all, 0);
+    for round in 0..60_u64 {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_casemate-control"))
+            .args(["serve", "--config"])
+            .arg(config)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(program.stderr.take().unwrap()).lines();
+        let ready = lines.any(|line| line.unwrap().contains("ready api="));
+        assert!(ready, "it starts after a kill");
+        std::thread::sleep(Duration::from_millis(5 * round));
+        program.kill().unwrap();
+        program.wait().unwrap();
+        let now = left(control, listed).await;
+        assert!(now <= before);
+        cut += u32::from(now > 0 && now < before);
+        before = now;
+        if now == 0 {
+            break;
         }
     }
-    let operator = control.operator();
-    for view in listed.tokens.iter().filter(|view| view.label == "test") {
-        let path = format!("/v1/tokens/{}", view.id);
-        operator.delete(&path).await.ok();
-    }
-    let gone = control.client(&tokens[1]).get("/v1/tenants").await;
-    assert_eq!(gone.refused(401), "unauthenticated");
-}
-
-#[tokio::test]
-async fn a_control_plane_that_was_killed_starts_on_a_full_disk() {
-    let Some(own_mounts) = own_mounts() else {
-        println!("skipped: a small disk needs a mount namespace, which this machine forbids");
-        return;
-    };
-    let mut control = Control::new().await;
-    let fleet = Fleet::new(&control).await;
-    let operator = control.operator();
-    let extra = token(&operator, Scope::Tenant(fleet.tenant.id)).await;
-    let listed = operator.get("/v1/tokens").await.ok().json::<TokenList>();
-    control.stop().await;
-    // It runs once and is killed, so that the store has to be repaired; then something else fills the disk.
-    let script = "mount -t tmpfs -o size=24m tmpfs \"$1\" && cp -a \"$2\" \"$3\" \"$1\" || exit 1; \
-                  \"$0\" serve --config \"$1/control.toml\" 2>\"$1/log\" & \
-                  until grep -q ready \"$1/log\"; do sleep 0.1; done; kill -9 $!; wait; \
-                  cat /dev/zero >\"$1/filling\"; \
-                  exec \"$0\" serve --config \"$1/control.toml\"";
-    let _program = on_a_small_disk(&mut control, own_mounts, script);
-    let operator = control.operator();
-    for view in listed.tokens.iter().filter(|view| view.label == "test") {
-        operator
-            .delete(&format!("/v1/tokens/{}", view.id))
-            .await
-            .ok();
-    }
-    let gone = control.client(&extra).get("/v1/tenants").await;
-    assert_eq!(gone.refused(401), "unauthenticated");
-}
-
-#[tokio::test]
-async fn a_store_that_cannot_be_written_does_not_keep_bundles_that_fill_the_disk() {
-    let mut control = Control::new().await;
-    let fleet = Fleet::new(&control).await;
-    let (id, client) = (fleet.tenant.id, control.client(&fleet.tenant_token));
-    fleet.deploy(&client, 1, b"bundle one").await;
-    fleet.deploy(&client, 2, b"bundle two").await;
-    control.stop().await;
-    age(&control, LONG_AGO).await;
-    // No file may grow over a KiB, so that the store can be read and not written.
-    let mut program = Command::new("sh")
-        .args([
-            "-c",
-            "trap '' XFSZ; ulimit -f 2; exec \"$0\" serve --config \"$1\"",
-        ])
-        .arg(env!("CARGO_BIN_EXE_casemate-control"))
-        .arg(config(&control))
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(program.stderr.take().unwrap()).lines();
-    let told = lines.any(|line| line.unwrap().contains("without an audit record"));
-    assert!(told, "it ended before");
-    let gone = file(&control, &id, b"bundle one");
-    eventually("the removal", async || !gone.exists()).await;
-    program.kill().unwrap();
-    program.wait().unwrap();
-    assert!(file(&control, &id, b"bundle two").exists());
-    // The rest goes when there is room.
-    control.start().await;
-    eventually("the record", async || removals(&control).await.len() == 1).await;
-    let removals = removals(&control).await;
     assert!(
-        removals[0].contains(": 0 bundles and 2 objects, "),
-        "{removals:?}"
+        before < all && cut > 0,
+        "no kill came in the middle: {before}"
     );
 }

@@ -1,6 +1,7 @@
-//! A fleet is upgraded while it serves: programs that speak one version of the push protocol, and programs that speak that and
-//! the next, in either order; and programs that have no version in common. The numbers are the test's: what a version says is
-//! the same, because there has been one only. Where the first real change comes, these tests play it.
+//! A fleet is upgraded while it serves: with programs that support one version of the push
+//! protocol, and programs that support that and the next, in either order; and with programs that
+//! have no version in common. The numbers are the test's: all versions mean the same, because only
+//! one exists. When the first real change comes, these tests use it.
 // A test that cannot go on fails.
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +13,7 @@ use support::fleet::key;
 use support::node::{connect, hello, member, quic_config};
 use support::{Control, Fleet, Node};
 
-/// What the programs before an upgrade speak, what those after it speak, and what those after the next will.
+/// The versions of the programs before an upgrade, after it, and after the next one.
 const EARLIER: Versions = VERSIONS;
 const LATER: Versions = Versions {
     oldest: VERSIONS.newest,
@@ -27,7 +28,7 @@ const NAMES: [(&str, u8); 2] = [("edge-1", 20), ("edge-2", 21)];
 struct Upgrade {
     control: Control,
     fleet: Fleet,
-    /// What each node's programs speak.
+    /// The versions of each node's programs.
     nodes: [Versions; 2],
     manifest: u64,
 }
@@ -108,7 +109,7 @@ async fn a_fleet_is_upgraded_control_plane_first() {
     assert_eq!(fleet.deploy().await, [new, old], "one node after the other");
     fleet.nodes[1] = LATER;
     assert_eq!(fleet.deploy().await, [new, new]);
-    // And back again.
+    // The upgrade is reverted.
     fleet.control_speaks(EARLIER).await;
     assert_eq!(fleet.deploy().await, [old, old]);
 }
@@ -138,7 +139,7 @@ async fn listed(control: &Control) -> (Option<CheckView>, Option<String>) {
 }
 
 #[tokio::test]
-async fn a_node_without_a_common_version_is_told_and_listed() {
+async fn a_node_without_a_common_version_is_informed_and_listed() {
     let mut control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let mut node = member(&control, &fleet, "edge-1", &key(20)).await;
@@ -146,7 +147,7 @@ async fn a_node_without_a_common_version_is_told_and_listed() {
     drop(node);
     assert_eq!(listed(&control).await, (None, Some("test".into())));
 
-    // The nodes were upgraded twice, the control plane not once.
+    // The nodes were upgraded twice, the control plane not at all.
     let (code, reason) = Node::apart(&control, &key(20), FAR, "9.0.0").await;
     assert_eq!(code, u64::from(close::APART));
     let (old, far) = (EARLIER.newest, FAR.oldest);
@@ -160,20 +161,20 @@ async fn a_node_without_a_common_version_is_told_and_listed() {
     let check = check.unwrap();
     assert_eq!((check.ok, check.detail), (false, reason));
     assert_eq!(software.as_deref(), Some("9.0.0"));
-    // A key that nobody knows is told, and kept nowhere.
+    // An unknown key gets the reason, and is not stored.
     let (code, _) = Node::apart(&control, &key(66), FAR, "9.0.0").await;
     assert_eq!(code, u64::from(close::APART));
     let list: NodeList = control.operator().get("/v1/nodes").await.ok().json();
     assert_eq!(list.nodes.len(), 1);
 
-    // Once it speaks a version in common, it is served, and nothing is left of it.
+    // Once it supports a common version, it is served, and the report is removed.
     let end = NodeEnd::member(hello("edge-1", &key(20), fleet.id));
     let mut node = Node::connect(&control, &key(20), end).await;
     node.sync().await;
     assert_eq!(listed(&control).await, (None, Some("test".into())));
     drop(node);
 
-    // The other way round: the control plane has left the node behind.
+    // The other direction: the control plane is newer than the node.
     control.stop().await;
     control.push_versions = FAR;
     control.start().await;
@@ -189,7 +190,7 @@ async fn programs_from_before_versions_were_negotiated_are_served() {
     let fleet = Fleet::new(&control).await;
     let mut before = member(&control, &fleet, "edge-1", &key(20)).await;
     before.sync().await;
-    // They offer one name, and say version 3.
+    // They offer one name, and send version 3.
     let name = b"casemate-push/2".to_vec();
     let config = quic_config(&key(20), control.keys.quic, vec![name.clone()]);
     let connected = connect(&control.quic, config).await.unwrap();

@@ -18,8 +18,9 @@ pub enum StoreError {
     },
     /// An entry that is whole is not what its reader knows.
     #[error(
-        "the store's entry {key} cannot be read by this version ({message}): a newer control plane has written it; run that version \
-         or go back to a backup from before it; nothing was changed"
+        "the store's entry {key} cannot be read by this version ({message}): a newer control plane \
+         has written it; run that version or go back to a backup from before it; nothing was \
+         changed"
     )]
     Unreadable {
         /// Its key.

@@ -1,8 +1,9 @@
 //! The newest commits, kept in memory for watches.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{Change, Event, HISTORY_BYTES, HISTORY_REVISIONS, StoreError};
@@ -18,12 +19,12 @@ pub(crate) struct History {
 struct Kept {
     events: VecDeque<Event>,
     bytes: usize,
-    /// Revision of the newest event that is not kept.
+    /// Revision of the newest event that is no longer kept.
     oldest: u64,
 }
 
 impl History {
-    /// One that begins at `revision`.
+    /// Makes a history that begins at `revision`.
     pub(crate) fn new(revision: u64) -> Self {
         let kept = Kept {
             events: VecDeque::new(),
@@ -42,7 +43,7 @@ impl History {
 
     pub(crate) fn push(&self, event: Event) {
         let revision = event.revision;
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         kept.bytes += size(&event);
         kept.events.push_back(event);
         while kept.events.len() > HISTORY_REVISIONS || kept.bytes > HISTORY_BYTES {
@@ -56,9 +57,9 @@ impl History {
         self.newest.send_replace(revision);
     }
 
-    /// Forgets everything: the disk may know commits that this history does not.
+    /// Drops all events, because the disk may have commits that this history lacks.
     pub(crate) fn restart(&self, revision: u64) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         kept.events.clear();
         (kept.bytes, kept.oldest) = (0, revision);
         drop(kept);
@@ -66,7 +67,7 @@ impl History {
     }
 
     fn after(&self, revision: u64) -> Result<Option<Event>, StoreError> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.kept.lock();
         if revision < kept.oldest {
             return Err(StoreError::Compacted {
                 asked: revision,
@@ -87,7 +88,8 @@ fn size(event: &Event) -> usize {
     event.changes.iter().map(of).sum()
 }
 
-/// Commits as they happen.
+/// Commits as they happen: given by [`Store::watch`](crate::Store::watch), owned by whoever waits
+/// for the next one.
 #[derive(Debug)]
 pub struct Watch {
     history: Arc<History>,

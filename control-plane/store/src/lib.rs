@@ -3,11 +3,11 @@
 //!
 //! The model is etcd's: [`Store::get`], [`Store::range`], [`Store::commit`] (compare, then write,
 //! all or nothing) and [`Store::watch`]. [`Redb`] keeps it in one file, which one program opens at
-//! a time. [`conformance`] says what every backend does.
+//! a time. [`conformance`] tests the behaviour that every backend must have.
 //!
-//! What `commit` has returned is on disk. A commit that failed for want of space, or because the
-//! disk did not answer, has changed nothing that a later read sees; the store goes on as soon as
-//! the disk does.
+//! A commit is on disk when `commit` returns. A commit that failed for lack of space, or because
+//! the disk did not answer, has changed nothing that a later read sees; the store works again as
+//! soon as the disk does.
 #![forbid(unsafe_code)]
 
 pub mod conformance;
@@ -24,18 +24,18 @@ pub use redb::{Contents, Redb, Sink, StoreCopy, set_id};
 
 /// Longest key, bytes.
 pub const MAX_KEY_BYTES: usize = 512;
-/// Longest value, bytes: etcd's limit for a request, less room for the rest of it.
+/// Longest value, bytes: etcd's limit for a request, less a margin for the rest of it.
 pub const MAX_VALUE_BYTES: usize = 1_400_000;
 /// Most comparisons and writes in a commit, each: etcd's default for a transaction.
 pub const MAX_COMMIT_ITEMS: usize = 128;
 /// Most entries in one answer of a range.
 pub const MAX_RANGE: usize = 1000;
-/// Revisions that a watch can go back.
+/// Number of revisions that a watch can go back.
 pub const HISTORY_REVISIONS: usize = 1024;
 /// Sum of the keys and values that are kept for watches, bytes.
 pub const HISTORY_BYTES: usize = 16 * 1024 * 1024;
 
-/// A store, made up at random when it was created: revisions mean nothing outside of it.
+/// Id of a store, random at its creation: revisions have no meaning outside of it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StoreId(pub [u8; 16]);
 
@@ -60,17 +60,17 @@ pub struct Entry {
     pub revision: u64,
 }
 
-/// What must be so for a commit to happen.
+/// A condition of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compare {
     /// Key.
     pub key: String,
-    /// Revision of the commit that wrote it last; `None`: there is no such key.
+    /// Revision of the commit that wrote it last; `None`: the key must not exist.
     pub revision: Option<u64>,
 }
 
 impl Compare {
-    /// There is no such key.
+    /// The key must not exist.
     pub fn absent(key: impl Into<String>) -> Self {
         let key = key.into();
         Self {
@@ -79,7 +79,7 @@ impl Compare {
         }
     }
 
-    /// The key was last written by this commit.
+    /// The key must have been last written by this commit.
     pub fn at(key: impl Into<String>, revision: u64) -> Self {
         let (key, revision) = (key.into(), Some(revision));
         Self { key, revision }
@@ -102,7 +102,7 @@ impl Change {
         Self { key, value }
     }
 
-    /// Deletes a key, if it is there.
+    /// Deletes a key, if it exists.
     pub fn delete(key: impl Into<String>) -> Self {
         let key = key.into();
         Self { key, value: None }
@@ -114,23 +114,23 @@ impl Change {
 pub struct Event {
     /// Its revision.
     pub revision: u64,
-    /// What it wrote.
+    /// The changes that it made.
     pub changes: Vec<Change>,
 }
 
 /// A revisioned map of keys.
 pub trait Store: Send + Sync + 'static {
-    /// Which store this is.
+    /// The id of this store.
     fn id(&self) -> StoreId;
 
     /// The newest revision; 0 before the first commit.
     fn revision(&self) -> u64;
 
-    /// One key.
+    /// Reads one key.
     fn get(&self, key: &str) -> impl Future<Output = Result<Option<Entry>, StoreError>> + Send;
 
-    /// Up to [`MAX_RANGE`] keys that begin with `prefix`, in order, those after the key `after` if
-    /// one is given. Fewer than `limit` means that there are no more.
+    /// Up to [`MAX_RANGE`] keys that begin with `prefix`, in order, after the key `after` if it is
+    /// given. Fewer than `limit` means that there are no more.
     fn range(
         &self,
         prefix: &str,
@@ -138,7 +138,7 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> impl Future<Output = Result<Vec<Entry>, StoreError>> + Send;
 
-    /// Makes all changes or none; its revision. On disk when it returns.
+    /// Makes all changes or none; returns the revision. The changes are on disk when it returns.
     fn commit(
         &self,
         compare: Vec<Compare>,
@@ -148,6 +148,6 @@ pub trait Store: Send + Sync + 'static {
     /// Every commit after `revision`, each once and in order.
     ///
     /// # Errors
-    /// That is longer ago than the store remembers: read everything anew.
+    /// The store no longer remembers that revision: read everything again.
     fn watch(&self, revision: u64) -> Result<Watch, StoreError>;
 }

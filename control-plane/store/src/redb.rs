@@ -4,8 +4,9 @@ use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError,
     TableDefinition,
@@ -23,14 +24,15 @@ pub use copy::{Contents, Sink, StoreCopy, set_id};
 
 /// Key to (revision of the commit that wrote it, value).
 const DATA: TableDefinition<'static, &str, (u64, &[u8])> = TableDefinition::new("data");
-/// What the store knows of itself.
+/// The store's own id and revision.
 const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
 const META_ID: &str = "store-id";
 const META_REVISION: &str = "revision";
 /// Page cache, bytes: redb's own default of a GiB is a lot for a small machine.
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
 
-/// See the module.
+/// A [`Store`](crate::Store) in one file, which one program has open at a time. Clones share it; a
+/// commit is on the disk when it returns.
 #[derive(Debug, Clone)]
 pub struct Redb {
     inner: Arc<Inner>,
@@ -40,12 +42,15 @@ pub struct Redb {
 struct Inner {
     path: PathBuf,
     create: Create,
-    /// `None` after a failed write, until it can be opened again: redb takes nothing more then.
+    /// `None` after a failed write, until the file can be opened again, because redb then refuses
+    /// everything.
     database: RwLock<Option<Database>>,
     history: Arc<History>,
-    /// The commit that failed on its way to the disk, until it is known that the disk does not have it.
+    /// The commit that failed on its way to the disk, until it is certain that the disk does not
+    /// have it.
     unsettled: Mutex<Option<Unsettled>>,
-    /// Held from the beginning of a commit until the history has it, so that watches see commits in their order.
+    /// Held from the beginning of a commit until the history has it, so that watches see commits in
+    /// order.
     writing: Mutex<()>,
     id: StoreId,
 }
@@ -53,23 +58,24 @@ struct Inner {
 /// The revision of the commit that wrote a value, and the value.
 type Row = (u64, Vec<u8>);
 
-/// What a commit replaces.
+/// The values that a commit replaces.
 #[derive(Debug)]
 struct Unsettled {
-    /// Of the commit.
+    /// Revision of the commit.
     revision: u64,
-    /// Each key with what it had before, in the order of the changes.
+    /// Each key with its value before, in the order of the changes.
     before: Vec<(String, Option<Row>)>,
 }
 
-/// How a file becomes a database; `create` but in tests.
+/// The function that makes a database of a file; tests replace it.
 type Create = fn(&Builder, &Path) -> Result<Database, DatabaseError>;
 
 impl Redb {
-    /// Opens the store, or creates it with `new_id`. The whole file is checked, so a damaged one is found here.
+    /// Opens the store, or creates it with `new_id`. The whole file is checked, so a damaged one is
+    /// found here.
     ///
     /// # Errors
-    /// Locked, damaged, or the disk.
+    /// The store is locked or damaged, or the disk failed.
     pub fn open(path: &Path, new_id: StoreId) -> Result<Self, StoreError> {
         Self::open_with(path, new_id, |builder, path| builder.create(path))
     }
@@ -108,7 +114,7 @@ impl Redb {
 impl Inner {
     fn run<T>(&self, work: impl FnOnce(&Database) -> Result<T, Failure>) -> Result<T, StoreError> {
         self.reopen()?;
-        let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let guard = self.database.read();
         let database = guard.as_ref().ok_or(StoreError::Closed)?;
         let done = work(database);
         let is_unusable = matches!(
@@ -119,28 +125,18 @@ impl Inner {
         );
         drop(guard);
         if is_unusable {
-            *self
-                .database
-                .write()
-                .unwrap_or_else(PoisonError::into_inner) = None;
+            *self.database.write() = None;
         }
         done.map_err(|failure| failure.named(&self.path))
     }
 
-    /// Opens the file again after a write that failed.
+    /// Opens the file again after a failed write.
     fn reopen(&self) -> Result<(), StoreError> {
-        let is_open = self
-            .database
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_some();
+        let is_open = self.database.read().is_some();
         if is_open {
             return Ok(());
         }
-        let mut database = self
-            .database
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut database = self.database.write();
         if database.is_none() {
             let opened = open(&self.path, self.create)?;
             let (_, revision) =
@@ -154,8 +150,8 @@ impl Inner {
         Ok(())
     }
 
-    /// A commit that failed may be on the disk all the same. Its caller was told that nothing was changed, and so it is
-    /// taken back; the revision after that.
+    /// Reverts a failed commit that may be on the disk all the same, because its caller was told
+    /// that nothing was changed. Returns the revision after that.
     fn settle(&self, database: &Database, revision: u64) -> Result<u64, Failure> {
         let mut unsettled = self.unsettled();
         let made = unsettled.as_ref().filter(|made| made.revision == revision);
@@ -184,9 +180,7 @@ impl Inner {
     }
 
     fn unsettled(&self) -> MutexGuard<'_, Option<Unsettled>> {
-        self.unsettled
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.unsettled.lock()
     }
 }
 
@@ -242,7 +236,7 @@ impl Store for Redb {
         check_bounds(&compare, &changes)?;
         let inner = Arc::clone(&self.inner);
         self.run(move |database| {
-            let _writing = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            let _writing = inner.writing.lock();
             let transaction = database.begin_write()?;
             let mut before = Vec::with_capacity(changes.len());
             let revision = {
@@ -324,7 +318,8 @@ fn entry(key: &str, (revision, value): (u64, &[u8])) -> Entry {
 }
 
 fn open(path: &Path, create: Create) -> Result<Database, StoreError> {
-    // An empty file would be taken for a new store: one that was emptied by a crash or a hand must not be.
+    // An empty file would be mistaken for a new store, although a crash or a person may have
+    // emptied it.
     if fs::metadata(path).is_ok_and(|found| found.len() == 0) {
         let (path, message) = (path.to_owned(), "the file is empty".to_owned());
         return Err(StoreError::Corrupted { path, message });
@@ -333,7 +328,7 @@ fn open(path: &Path, create: Create) -> Result<Database, StoreError> {
     builder
         .set_cache_size(CACHE_BYTES)
         .set_check_integrity_on_open(true);
-    // A page that makes no sense can make redb panic; that must not take the reason with it.
+    // A malformed page can make redb panic; the reason must not get lost.
     let opened = catch_unwind(AssertUnwindSafe(|| create(&builder, path)));
     match opened {
         Ok(opened) => opened.map_err(|error| Failure::from(error).named(path)),
@@ -379,7 +374,7 @@ fn read_revision(bytes: Option<&[u8]>) -> u64 {
         .map_or(0, u64::from_be_bytes)
 }
 
-/// What redb says, before it has a path.
+/// A failure, without the path.
 enum Failure {
     Storage(StorageError),
     Locked,

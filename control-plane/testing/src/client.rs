@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+/// A client of the API that shows one token: made by a test, one connection for each request.
 pub struct Client {
     address: String,
     key: PublicKey,
@@ -34,7 +35,7 @@ impl Answer {
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
     }
 
-    /// The error's code.
+    /// The error's code, after a check of the status.
     #[track_caller]
     pub fn refused(&self, status: u16) -> String {
         let text = String::from_utf8_lossy(&self.body);
@@ -101,7 +102,7 @@ impl Client {
         Answer { status, body }
     }
 
-    /// The answer, whose body may go on.
+    /// The answer, whose body may continue.
     pub async fn open(&self, method: &str, path: &str, body: Vec<u8>) -> Response<Incoming> {
         let stream = tokio::net::TcpStream::connect(&self.address).await.unwrap();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config(self.key)));

@@ -33,6 +33,8 @@ pub fn random(bytes: &mut [u8]) {
     ring::rand::SystemRandom::new().fill(bytes).unwrap();
 }
 
+/// A fleet with one tenant, whose keys the test has: signs what an operator and a tenant would
+/// sign.
 pub struct Fleet {
     pub id: FleetId,
     pub root: Envelope,
@@ -42,7 +44,7 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Root key 1, pool `main`, tenant `shop` with key 10, all handed in.
+    /// Root key 1, pool `main`, tenant `shop` with key 10, all uploaded.
     pub async fn new(control: &Plane) -> Self {
         let operator = control.operator();
         let mut fleet = Self::of_earlier(String::new());
@@ -62,7 +64,7 @@ impl Fleet {
         fleet
     }
 
-    /// The same, where a control plane has it already.
+    /// The same, where a control plane already has these statements.
     pub fn of_earlier(tenant_token: String) -> Self {
         let root = Root {
             version: 1,
@@ -143,7 +145,7 @@ impl Fleet {
         }
     }
 
-    /// Uploads a bundle, a release and a secret; the manifest to hand in.
+    /// Uploads a bundle, a release and a secret; returns the manifest to submit.
     pub async fn upload(&self, client: &Client, version: u64, bundle: &[u8]) -> Envelope {
         let (release, secret) = (
             self.release(&self.tenant, bundle).to_bytes(),
@@ -162,7 +164,7 @@ impl Fleet {
             .sign(&[&key(10)])
     }
 
-    /// Uploads and hands in.
+    /// Uploads these and submits the manifest.
     pub async fn deploy(&self, client: &Client, version: u64, bundle: &[u8]) -> Envelope {
         let manifest = self.upload(client, version, bundle).await;
         let path = tenant_path(&self.tenant.id, "manifest");
@@ -170,7 +172,7 @@ impl Fleet {
         manifest
     }
 
-    /// A join token, registered.
+    /// Makes and registers a join token.
     pub async fn join_token(&self, control: &Plane, node: &str, expires: u64) -> JoinToken {
         let address = (control.quic.clone(), control.keys.quic);
         let token = JoinToken::new(

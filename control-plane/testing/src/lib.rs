@@ -1,9 +1,9 @@
 //! A control plane as its users see it, for tests and benchmarks: an operator and a tenant over
-//! HTTPS, and nodes that speak the push protocol over QUIC and run no functions. What is not as it
-//! should be panics: this is no code for a product.
+//! HTTPS, and nodes that speak the push protocol over QUIC and run no functions. Every deviation
+//! panics, because this code is not part of a product.
 #![forbid(unsafe_code)]
 #![allow(missing_docs, reason = "names of a test's own world")]
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 pub mod client;
 pub mod fleet;
@@ -17,10 +17,10 @@ pub use client::Client;
 pub use fleet::Fleet;
 pub use node::Node;
 
-/// How long anything may take to happen.
+/// Bound for every wait.
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// Where a control plane is, and who it is.
+/// The addresses and the operator's token of a control plane.
 #[derive(Debug)]
 pub struct Plane {
     /// Address of the HTTPS API.

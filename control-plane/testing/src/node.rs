@@ -34,6 +34,7 @@ const PKCS8_PREFIX: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];
 
+/// A node without a vault: one connection, driven by the test step by step.
 pub struct Node {
     pub end: NodeEnd,
     pub connection: Connection,
@@ -106,7 +107,7 @@ pub fn hello(name: &str, key: &SigningKey, fleet: FleetId) -> Hello {
     }
 }
 
-/// What came until everything was synced.
+/// Everything that came until the sync.
 #[derive(Debug, Default)]
 pub struct Came {
     pub statements: Vec<(StatementId, Vec<u8>)>,
@@ -118,7 +119,7 @@ impl Came {
         self.statements.iter().map(|(id, _)| id.clone()).collect()
     }
 
-    /// What a vault that accepted it all would say that it has.
+    /// What a vault that accepted all of it would list in its hello.
     pub fn has(&self) -> Has {
         let mut has = Has::default();
         for (id, bytes) in &self.statements {
@@ -160,7 +161,7 @@ impl Came {
     }
 }
 
-/// What [`Node::next`] says when nothing has come for [`SOON`].
+/// The error of [`Node::next`] when nothing has come for [`SOON`].
 pub const QUIET: &str = "too long";
 
 impl Node {
@@ -168,10 +169,10 @@ impl Node {
         Self::try_connect(control, key, end).await.unwrap()
     }
 
-    /// The same where there may be nobody.
+    /// The same, if the control plane may be absent.
     ///
     /// # Errors
-    /// Nobody answers, or not well.
+    /// There is no answer, or an unexpected one.
     pub async fn try_connect(
         control: &Plane,
         key: &SigningKey,
@@ -183,7 +184,7 @@ impl Node {
         Self::on(connected, end).await
     }
 
-    /// On a connection that stands.
+    /// Uses an existing connection.
     ///
     /// # Errors
     /// The connection is lost.
@@ -203,7 +204,8 @@ impl Node {
         Ok(node)
     }
 
-    /// Connects as a program that speaks these versions: the version that was agreed on, and the member that speaks it.
+    /// Connects as a program that speaks these versions; returns the agreed version, and the member
+    /// that speaks it.
     pub async fn speaking(
         control: &Plane,
         key: &SigningKey,
@@ -222,7 +224,8 @@ impl Node {
         (version, node.unwrap())
     }
 
-    /// Connects as a program that has no version in common with the control plane: close code and reason.
+    /// Connects as a program that has no version in common with the control plane; returns close
+    /// code and reason.
     pub async fn apart(
         control: &Plane,
         key: &SigningKey,
@@ -250,12 +253,12 @@ impl Node {
         connect(&control.quic, config).await.unwrap()
     }
 
-    /// Writes what waits.
+    /// Writes the waiting frames.
     pub async fn write(&mut self) {
         self.try_write().await.unwrap();
     }
 
-    /// The same where nobody may read it.
+    /// The same, if the control plane may not read.
     ///
     /// # Errors
     /// The connection is lost.
@@ -308,7 +311,7 @@ impl Node {
         }
     }
 
-    /// A piece of an image.
+    /// Fetches a piece of an image.
     pub async fn fetch_image(&mut self, digest: Digest, offset: u64, bytes: u32) -> Vec<u8> {
         self.end.fetch_image(digest, offset, bytes).unwrap();
         self.write().await;
@@ -317,7 +320,7 @@ impl Node {
         piece
     }
 
-    /// A bundle from `offset` on.
+    /// Fetches a bundle from `offset` on.
     pub async fn fetch(&mut self, digest: Digest, offset: u64) -> Vec<u8> {
         self.end.fetch_bundle(digest, offset).unwrap();
         self.write().await;
@@ -346,7 +349,7 @@ impl Node {
         bytes
     }
 
-    /// The code with which the control plane closes.
+    /// The code with which the control plane closes the connection.
     pub async fn close_code(&self) -> u64 {
         match tokio::time::timeout(SOON, self.connection.closed())
             .await
@@ -415,7 +418,7 @@ pub async fn joining(control: &Plane, fleet: &Fleet, token: &JoinToken, key: &Si
     Node::connect(control, key, NodeEnd::joining(request)).await
 }
 
-/// What the operator's machine says of a node that has asked.
+/// The operator's admission of a node that has asked to join.
 pub async fn admission(control: &Plane, fleet: &Fleet, key: &SigningKey) -> Admission {
     let joins: JoinList = control.operator().get("/v1/nodes/joins").await.ok().json();
     let join = joins
@@ -442,7 +445,7 @@ pub async fn serving(control: &Plane) -> (Fleet, Client, Node) {
     (fleet, tenant, node)
 }
 
-/// A node that has joined and was served everything.
+/// A node that has joined and got everything.
 pub async fn member(control: &Plane, fleet: &Fleet, node: &str, key: &SigningKey) -> Node {
     let token = fleet.join_token(control, node, LATER).await;
     let mut joined = joining(control, fleet, &token, key).await;

@@ -1,4 +1,4 @@
-//! From a plan to an image.
+//! Makes an image from a plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,60 +21,59 @@ const CERTIFICATES: &str = "etc/ssl/certs/ca-certificates.crt";
 /// Where Debian's loader looks for libraries.
 const LIBRARY_FOLDER: &str = "lib/x86_64-linux-gnu";
 
-/// Folders of the system that something is mounted on. What the boot stub passes on is found in
-/// `.extra`.
+/// Mount points of the system. `.extra` holds what the boot stub passes on.
 const FOLDERS: &[&str] = &[".extra", "dev", "proc", "run", "state", "sys", "tmp"];
 
-/// Where init stands in the initramfs: the kernel looks for it there.
+/// The path of init in the initramfs, where the kernel looks for it.
 const INIT: &str = "init";
-/// The system's file system, in the initramfs.
+/// The system's file system, within the initramfs.
 const SYSTEM: &str = "system.squashfs";
-/// Folders of the initramfs: for devices, and for the system until it is the root.
+/// Folders of the initramfs: for devices, and for the system until it becomes the root.
 const FIRST_FOLDERS: &[&str] = &["dev", "mnt"];
-/// What mounting the system needs of the kernel: init loads it as it is listed, but for the disk in
-/// memory, to which it says a size.
+/// Modules for mounting the system. Init loads them in this order; it loads the disk in memory
+/// separately, because that needs a size.
 const FIRST_MODULES: [&str; 1] = ["squashfs"];
 const DISK_MODULE: &str = "brd";
 
-/// How hard to try.
+/// Effort of compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// In a second: for tests.
+    /// Takes a second; for tests.
     Fast,
-    /// A quarter smaller, in a minute.
+    /// Takes a minute; a quarter smaller.
     Small,
 }
 
-/// The loader that starts one of several images and counts tries.
+/// The boot loader: it starts one of several images and counts tries.
 const LOADER_PATH: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
 
-/// What can be booted.
+/// A bootable image in its formats.
 #[derive(Debug)]
 pub struct Image {
-    /// The kernel, for a machine that loads it by itself.
+    /// The kernel, for a machine that loads it directly.
     pub kernel: Vec<u8>,
-    /// Its initramfs.
+    /// The initramfs.
     pub initramfs: Vec<u8>,
-    /// Its command line.
+    /// The kernel's command line.
     pub command_line: String,
-    /// All three in one file for UEFI, not signed.
+    /// Kernel, initramfs and command line in one file for UEFI, unsigned.
     pub uki: Vec<u8>,
-    /// The boot loader for a disk, not signed.
+    /// The boot loader for a disk, unsigned.
     pub loader: Vec<u8>,
-    /// Its version.
+    /// The version.
     pub version: String,
-    /// What it is made of: CycloneDX, JSON.
+    /// Bill of materials of the image: CycloneDX, JSON.
     pub bill_of_materials: String,
-    /// The paths of everything in it that can be run, in order.
+    /// Paths of all executables in the image, sorted.
     pub executables: BTreeSet<String>,
-    /// What else is in the unified image.
+    /// The boot stub and other parts of the unified image.
     stub: Vec<u8>,
     os_release: String,
     kernel_release: String,
 }
 
 impl Image {
-    /// The three in one, approved by a key if there is one.
+    /// The unified kernel image, with an approval when there is a key.
     pub(crate) fn unify(
         &self,
         key: Option<(&ApprovalKey, ImageVersion)>,
@@ -101,7 +100,7 @@ impl Image {
 /// Makes the image of a plan.
 ///
 /// # Errors
-/// Something is not there any more, or is not what the plan names.
+/// A package or program is gone, or differs from the plan.
 pub fn build(
     plan: &Plan,
     programs: &Programs,
@@ -181,7 +180,7 @@ pub fn build(
     Ok(image)
 }
 
-/// Adds what the system says of itself, and how names are resolved.
+/// Adds the system's description of itself, and the settings for name resolution.
 fn add_settings(system: &mut Tree, plan: &Plan, os_release: &str) -> Result<(), Error> {
     system.file("etc/os-release", os_release)?;
     system.file("etc/casemate/image.json", description(plan))?;
@@ -190,7 +189,7 @@ fn add_settings(system: &mut Tree, plan: &Plan, os_release: &str) -> Result<(), 
     system.add("etc/resolv.conf", Node::Link("/run/resolv.conf".into()))
 }
 
-/// Adds the profile's files from their packages; what can be run, as programs.
+/// Adds the profile's files from their packages; executables are added as programs.
 fn add_files(
     system: &mut Tree,
     profile: &Profile,
@@ -210,8 +209,8 @@ fn add_files(
     Ok(())
 }
 
-/// Adds the module that makes a disk in memory. Init loads it alone, with a size: built into the
-/// kernel, it would have another.
+/// Adds the module for a disk in memory. Init loads this module by itself, with the size; built
+/// into the kernel, it would have a fixed size.
 fn add_disk_module(first: &mut Tree, kernel: &Kernel<'_>) -> Result<(), Error> {
     let disk = kernel.modules(&[DISK_MODULE.to_owned()])?;
     let [(name, bytes)] = &disk[..] else {
@@ -237,11 +236,11 @@ fn add_modules(tree: &mut Tree, modules: &[(String, &[u8])]) -> Result<(), Error
 fn other<'a>(packages: &'a BTreeMap<&str, Package>, name: &str) -> Result<&'a Package, Error> {
     packages.get(name).ok_or_else(|| Error::Package {
         name: name.to_owned(),
-        message: "the profile takes files from it, and the plan does not name it".into(),
+        message: "the profile takes files from this package, but the plan does not name it".into(),
     })
 }
 
-/// Adds the loader and every library that a program, or a library of one, asks for.
+/// Adds the loader and every library that a program, or one of its libraries, needs.
 fn add_libraries(tree: &mut Tree, packages: &[&Package]) -> Result<(), Error> {
     let needs = |(path, node): (&str, &Node)| match node {
         Node::File {
@@ -256,7 +255,7 @@ fn add_libraries(tree: &mut Tree, packages: &[&Package]) -> Result<(), Error> {
         let interpreter = needs.interpreter.as_deref();
         let interpreter = interpreter.and_then(|path| path.rsplit('/').next());
         for name in interpreter.into_iter().chain(named) {
-            // The loader is a library too, at a path of its own.
+            // The loader is a library too, with a path of its own.
             let folder = if name.starts_with("ld-linux") {
                 "lib64"
             } else {
@@ -286,7 +285,7 @@ fn add_libraries(tree: &mut Tree, packages: &[&Package]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Certificates of all authorities in one file.
+/// The certificates of all authorities in one file.
 fn certificates(package: &Package) -> Vec<u8> {
     let mut all = Vec::new();
     for (path, packed) in &package.files {
@@ -301,7 +300,7 @@ fn certificates(package: &Package) -> Vec<u8> {
     all
 }
 
-/// `os-release(5)`.
+/// The text of `os-release(5)`.
 fn os_release(plan: &Plan) -> String {
     let (version, profile) = (&plan.version, &plan.profile);
     format!(
@@ -311,7 +310,7 @@ fn os_release(plan: &Plan) -> String {
     )
 }
 
-/// What init reads of the image that it is in.
+/// The description of the image that init reads.
 fn description(plan: &Plan) -> String {
     let description = serde_json::json!({
         "version": plan.version,

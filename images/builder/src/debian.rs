@@ -1,5 +1,5 @@
-//! Where Debian packages come from: apt, which checks the archive's signature, so that a digest
-//! that it names is Debian's.
+//! The source of Debian packages: apt, which checks the archive's signature, so that a digest that
+//! apt prints is Debian's.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,24 +14,24 @@ pub trait Source {
     /// The newest versions of packages, by name.
     ///
     /// # Errors
-    /// There is none of one, or nobody can be asked.
+    /// A package does not exist, or the archive cannot be reached.
     fn find(&mut self, names: &[&str]) -> Result<BTreeMap<String, PackageFile>, Error>;
 
-    /// The bytes of a package, which have the digest that is named.
+    /// The bytes of a package, checked against its digest.
     ///
     /// # Errors
-    /// They cannot be got, or are others.
+    /// The package cannot be downloaded, or has another digest.
     fn get(&mut self, package: &PackageFile) -> Result<Vec<u8>, Error>;
 }
 
-/// `apt-get` of this machine, with a folder of what was downloaded before.
+/// `apt-get` of this machine, with a cache of earlier downloads.
 #[derive(Debug)]
 pub struct Apt {
     cache: PathBuf,
 }
 
 impl Apt {
-    /// The folder is made when it is needed.
+    /// Uses this cache folder, which is made when it is needed.
     pub fn new(cache: impl Into<PathBuf>) -> Self {
         Self {
             cache: cache.into(),
@@ -42,7 +42,7 @@ impl Apt {
         let path = self.cache.join(&package.file);
         match fs::read(&path) {
             Ok(bytes) if sha256(&bytes) == package.sha256 => Ok(Some(bytes)),
-            // Cut off while it was written: got again.
+            // The file was cut off while it was written: download it again.
             Ok(_) => Ok(None),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::file(path)(error)),
@@ -52,8 +52,8 @@ impl Apt {
 
 impl Source for Apt {
     fn find(&mut self, names: &[&str]) -> Result<BTreeMap<String, PackageFile>, Error> {
-        // An empty folder: of a file that lies in it already apt prints nothing. All at once: it
-        // reads its lists each time.
+        // An empty folder, because apt prints nothing about a file that lies there already. One
+        // call for all packages, because apt reads its lists each time.
         let folder = tempfile::tempdir().map_err(Error::file("a temporary folder"))?;
         let told = run(folder.path(), &[&["--print-uris"], names].concat())?;
         let found = names.iter().map(|name| {
@@ -71,7 +71,8 @@ impl Source for Apt {
             return Ok(bytes);
         }
         fs::create_dir_all(&self.cache).map_err(Error::file(&self.cache))?;
-        // In a folder of its own, so that two builds at a time do not write into one file.
+        // Each download has a folder of its own, so that two builds at a time do not write into one
+        // file.
         let folder = tempfile::tempdir_in(&self.cache).map_err(Error::file(&self.cache))?;
         run(
             folder.path(),
@@ -86,7 +87,7 @@ impl Source for Apt {
     }
 }
 
-/// `apt-get download`, whose files land in the folder that it runs in.
+/// Runs `apt-get download`, which writes files into its working folder.
 fn run(folder: &Path, arguments: &[&str]) -> Result<String, Error> {
     let command = format!("apt-get download {}", arguments.join(" "));
     let failed = |message: String| Error::Tool {
@@ -111,7 +112,7 @@ fn run(folder: &Path, arguments: &[&str]) -> Result<String, Error> {
     Err(failed(said.trim().replace('\n', "; ")))
 }
 
-/// The line of a package among those that apt prints: `'ADDRESS' FILE SIZE SHA256:DIGEST`.
+/// Parses the line of a package in apt's output: `'ADDRESS' FILE SIZE SHA256:DIGEST`.
 fn parse(name: &str, told: &str) -> Option<PackageFile> {
     let of_package = |line: &str| {
         let mut words = line.strip_prefix('\'')?.split_whitespace().skip(1);
@@ -130,7 +131,7 @@ fn parse(name: &str, told: &str) -> Option<PackageFile> {
     told.lines().find_map(of_package)
 }
 
-/// The kernel that a package without files depends on.
+/// The kernel package on which a package without files depends.
 pub(crate) fn depends_on_kernel(bytes: &[u8], file: &str) -> Result<String, Error> {
     let control = package::control(bytes, file)?;
     let depends = control

@@ -1,5 +1,5 @@
-//! A disk with a GPT (UEFI 5): the boot partition with FAT on it, and an empty state partition that
-//! init makes ext4 of.
+//! A disk with a GPT (UEFI 5): a boot partition with FAT, and an empty state partition, which init
+//! formats as ext4.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -16,16 +16,16 @@ use uuid::Builder;
 
 use crate::{Error, Image};
 
-/// Two images of the largest size, and room for the loader's own files.
+/// Room for two images of the largest size, and for the loader's own files.
 pub const BOOT_BYTES: u64 = 512 * MIB;
-/// Where it begins, bytes.
+/// Start of the boot partition, bytes.
 pub const BOOT_START: u64 = MARGIN_BYTES;
 /// Name of the state partition, by which init finds it.
 const STATE: &str = "casemate-state";
 const BOOT: &str = "casemate-boot";
 const MIB: u64 = 1024 * 1024;
 const SECTOR_BYTES: u64 = 512;
-/// In front of the first partition and behind the last: both tables, and alignment.
+/// Space before the first partition and after the last, for both tables and alignment.
 const MARGIN_BYTES: u64 = MIB;
 
 /// A file of the boot partition.
@@ -37,12 +37,12 @@ pub struct BootFile<'a> {
     pub bytes: &'a [u8],
 }
 
-/// Where the boot loader looks for an image of this version.
+/// The path at which the boot loader looks for an image of this version.
 pub fn uki_path(version: &str) -> String {
     format!("EFI/Linux/casemate_{version}.efi")
 }
 
-/// What a boot partition begins with: the loader, which asks nobody, and one image at `uki_path`.
+/// The files of a new boot partition: the loader, which shows no menu, and one image at `uki_path`.
 pub fn boot_files<'a>(image: &'a Image, uki_path: &'a str) -> [BootFile<'a>; 3] {
     let file = |path, bytes| BootFile { path, bytes };
     [
@@ -53,8 +53,8 @@ pub fn boot_files<'a>(image: &'a Image, uki_path: &'a str) -> [BootFile<'a>; 3] 
 }
 
 /// Writes a disk image: a boot partition with these files, if there are any, and a state partition
-/// of `state_bytes`. The file is sparse. The same arguments give the same bytes; `identity` tells
-/// disks apart.
+/// of `state_bytes`. The file is sparse. The same arguments give the same bytes; a different
+/// `identity` gives a disk with other ids.
 ///
 /// # Errors
 /// The file cannot be written, or the boot files do not fit.
@@ -115,7 +115,7 @@ pub fn write_disk(
     file.sync_all().map_err(Error::file(path))
 }
 
-/// FAT32, as firmware reads it.
+/// Writes a FAT32 file system that firmware can read.
 fn write_boot(mut window: Window<'_>, files: &[BootFile<'_>], identity: &str) -> io::Result<()> {
     let id = unique(identity, "boot volume").as_fields().0;
     let options = FormatVolumeOptions::new()
@@ -139,8 +139,8 @@ fn write_boot(mut window: Window<'_>, files: &[BootFile<'_>], identity: &str) ->
     fat.unmount()
 }
 
-/// Files are from the first day that FAT knows: without a date, firmware does not rename a file,
-/// and the boot loader counts tries by renaming.
+/// Dates files on the first day of FAT. Firmware does not rename a file without a date, and the
+/// boot loader counts tries by renaming.
 #[derive(Debug)]
 struct FirstDay;
 
@@ -165,16 +165,16 @@ impl TimeProvider for FirstDay {
     }
 }
 
-/// A number that is the same for the same words.
+/// An id that depends only on `identity` and `what`.
 fn unique(identity: &str, what: &str) -> uuid::Uuid {
     let hash = digest(&SHA256, format!("{identity}\n{what}").as_bytes());
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash.as_ref()[..16]);
-    // Version 8: bytes of our own making (RFC 9562, 5.8).
+    // Version 8: bytes from a hash of our own (RFC 9562, 5.8).
     Builder::from_custom_bytes(bytes).into_uuid()
 }
 
-/// A part of a file as a file.
+/// A section of a file that behaves like a file.
 struct Window<'a> {
     file: &'a mut File,
     start: u64,
@@ -220,7 +220,7 @@ impl Seek for Window<'_> {
             SeekFrom::End(by) => self.length.checked_add_signed(by),
             SeekFrom::Current(by) => self.at.checked_add_signed(by),
         };
-        self.at = at.ok_or_else(|| io::Error::other("before the beginning"))?;
+        self.at = at.ok_or_else(|| io::Error::other("position before the beginning"))?;
         Ok(self.at)
     }
 }

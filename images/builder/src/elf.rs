@@ -1,4 +1,4 @@
-//! What a program needs of others.
+//! The libraries that a program needs.
 
 use std::process::Command;
 
@@ -10,10 +10,10 @@ use crate::Error;
 
 type Header = FileHeader64<Endianness>;
 
-/// What an ELF file asks of the loader.
+/// The loader and the libraries that an ELF file needs.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Needs {
-    /// The loader's path, of a program that is linked dynamically.
+    /// The loader's path, of a dynamically linked program.
     pub(crate) interpreter: Option<String>,
     /// Names of libraries.
     pub(crate) libraries: Vec<String>,
@@ -50,7 +50,7 @@ pub(crate) fn needs(path: &str, bytes: &[u8]) -> Result<Needs, Error> {
     Ok(needs)
 }
 
-/// A section by its name.
+/// Finds a section by its name.
 pub(crate) fn section<'a>(path: &str, bytes: &'a [u8], name: &str) -> Result<&'a [u8], Error> {
     let broken = |error: object::Error| Error::Elf {
         path: path.to_owned(),
@@ -64,7 +64,7 @@ pub(crate) fn section<'a>(path: &str, bytes: &'a [u8], name: &str) -> Result<&'a
     section.data().map_err(broken)
 }
 
-/// Without symbols and debug sections, by binutils.
+/// Removes symbols and debug sections with binutils.
 pub(crate) fn stripped(name: &str, program: &[u8]) -> Result<Vec<u8>, Error> {
     let folder = tempfile::tempdir().map_err(Error::file("a temporary folder"))?;
     let path = folder.path().join(name);

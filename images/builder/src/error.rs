@@ -1,73 +1,73 @@
-//! Why no image was made.
+//! Reasons why no image was made.
 
 use std::io;
 use std::path::PathBuf;
 
-/// See the module.
+/// The error of this crate. Each variant names the file, package or tool that is to blame.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No profile of this name.
+    /// There is no profile of this name.
     #[error("expected a profile ({known}), got {name:?}")]
     ProfileUnknown {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// Those that there are.
+        /// The existing profiles.
         known: String,
     },
     /// A profile that does not parse.
     #[error("the profile {name} cannot be read")]
     Profile {
-        /// Which.
+        /// The profile.
         name: String,
-        /// Where and why.
+        /// The mistake and its position.
         #[source]
         source: toml::de::Error,
     },
-    /// A program of ours is not where it should be.
+    /// One of our programs cannot be read.
     #[error("{}: expected the program, which `cargo build --release` makes", path.display())]
     Program {
-        /// Where.
+        /// The expected path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// A tool of this machine could not be run, or did not do what it should.
+    /// A tool of this machine could not be run, or failed.
     #[error("{command}: {message}")]
     Tool {
         /// The command.
         command: String,
-        /// What it said.
+        /// The tool's message.
         message: String,
     },
     /// A file of the cache or of the output cannot be written or read.
     #[error("{}", path.display())]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// What was downloaded, or lies in the cache, is not what the plan names.
+    /// A downloaded or cached file does not have the digest in the plan.
     #[error("{name}: expected the SHA-256 digest {expected}, got {got}")]
     Digest {
         /// The package or program.
         name: String,
-        /// In the plan.
+        /// The digest in the plan.
         expected: String,
-        /// Of the bytes.
+        /// The digest of the file.
         got: String,
     },
-    /// A Debian package that is none, or is over our bounds.
+    /// A file is not a valid Debian package, or exceeds our bounds.
     #[error("the package {name}: {message}")]
     Package {
-        /// Its file.
+        /// The package's file.
         name: String,
-        /// What is wrong.
+        /// What is wrong with the package.
         message: String,
     },
-    /// A file that a profile takes from a package is not in it.
+    /// A package lacks a file that a profile takes from it.
     #[error("the package {package} has no {path}")]
     NotInPackage {
         /// The package.
@@ -78,62 +78,62 @@ pub enum Error {
     /// A program needs a library that no package of the profile has.
     #[error("{path} needs {library}, which no package of the profile has")]
     Library {
-        /// Who needs it.
+        /// The program or library that needs it.
         path: String,
-        /// Its soname.
+        /// The library's soname.
         library: String,
     },
     /// A kernel module that does not exist, or has no readable description.
     #[error("the kernel module {name}: {message}")]
     Module {
-        /// Which.
+        /// The module.
         name: String,
-        /// What is wrong.
+        /// What is wrong with the module.
         message: String,
     },
-    /// Two different things at one path.
-    #[error("two different files want to be {path}")]
+    /// Two different files have one path.
+    #[error("two different files have the path {path}")]
     Twice {
-        /// Where.
+        /// The path.
         path: String,
     },
-    /// A file that should be an ELF program or library.
+    /// An expected ELF program or library cannot be parsed.
     #[error("{path}: no ELF file: {message}")]
     Elf {
-        /// Which.
+        /// The file.
         path: String,
-        /// Why.
+        /// The cause.
         message: String,
     },
-    /// A file that is no image of ours.
-    #[error("the file is no node image: {message}")]
+    /// A file is not a node image.
+    #[error("the file is not a node image: {message}")]
     NoImage {
-        /// What is wrong.
+        /// What is wrong with the file.
         message: String,
     },
-    /// The boot stub is no PE file that sections can be added to.
+    /// The boot stub is not a PE file to which sections can be added.
     #[error("the boot stub: {0}")]
     Stub(String),
-    /// The key that an image is signed with.
+    /// The key that signs the image cannot be used.
     #[error("the image's key")]
     Key(#[from] casemate_measured_boot::Error),
-    /// A version that cannot be compared.
+    /// The version is not one of three numbers.
     #[error("the image's version")]
     Version(#[from] casemate_trust::image::ImageVersionError),
-    /// More than the format can hold.
+    /// A content exceeds the limit of its format.
     #[error("{what}: expected at most {max} bytes, got {got}")]
     TooLarge {
-        /// What.
+        /// The content.
         what: String,
-        /// The most.
+        /// The limit, bytes.
         max: u64,
-        /// How much it is.
+        /// The size, bytes.
         got: u64,
     },
 }
 
 impl Error {
-    /// A file that cannot be used.
+    /// Adds the path to the error of a file operation.
     pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { path, source }

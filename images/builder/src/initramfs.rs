@@ -1,4 +1,4 @@
-//! The first files, as the kernel unpacks them: a `newc` archive compressed with zstd (the kernel's
+//! The initramfs: a `newc` archive compressed with zstd (the kernel's
 //! `Documentation/driver-api/early-userspace/buffer-format.rst`).
 
 use std::io::{self, Write as _};
@@ -7,10 +7,11 @@ use cpio::newc::{Builder, ModeFileType, trailer};
 
 use crate::{Error, Node, Tree};
 
-/// A file of the archive has its length in 32 bits.
+/// The archive stores a file's length in 32 bits.
 const MAX_FILE_BYTES: u64 = u32::MAX as u64;
 
-/// The archive; every time stamp is `time`, seconds, so that the same tree gives the same bytes.
+/// Makes the archive. Every time stamp is `time`, seconds, so that the same tree gives the same
+/// bytes.
 pub(crate) fn archive(tree: &Tree, time: u32) -> Result<Vec<u8>, Error> {
     let mut archive = Vec::new();
     for (number, (path, node)) in tree.iter().enumerate() {
@@ -24,8 +25,8 @@ pub(crate) fn archive(tree: &Tree, time: u32) -> Result<Vec<u8>, Error> {
             max: MAX_FILE_BYTES,
             got: bytes.len() as u64,
         })?;
-        // A number of its own for each: the kernel takes files with one number for links to one
-        // file.
+        // Each file gets an inode number of its own, because the kernel treats files with one
+        // number as links to one file.
         let entry = Builder::new(path)
             .ino(u32::try_from(number + 1).unwrap_or(u32::MAX))
             .nlink(if matches!(node, Node::Folder) { 2 } else { 1 })
@@ -42,7 +43,8 @@ pub(crate) fn archive(tree: &Tree, time: u32) -> Result<Vec<u8>, Error> {
     Ok(archive)
 }
 
-/// Compressed, so that the kernel takes it: with a checksum, and a window that its decoder allows.
+/// Compresses the archive for the kernel: with a checksum, and a window that the kernel's decoder
+/// allows.
 pub(crate) fn compress(archive: &[u8], level: i32) -> Result<Vec<u8>, Error> {
     let mut encoder = zstd::Encoder::new(Vec::new(), level).map_err(in_memory)?;
     encoder

@@ -1,5 +1,5 @@
-//! What an image says of itself: the `.osrel` section of a unified kernel image is `os-release(5)`
-//! (UAPI group, UKI).
+//! Reads an image's description of itself: the `.osrel` section of a unified kernel image, in the
+//! format of `os-release(5)` (UAPI group, UKI).
 
 use casemate_measured_boot::{Approvals, ImageKey, SECTIONS, SignedApproval, measured};
 use object::pe::IMAGE_DIRECTORY_ENTRY_SECURITY;
@@ -8,36 +8,37 @@ use object::{LittleEndian, Object as _, ObjectSection as _};
 
 use crate::Error;
 
-/// The section.
+/// The section with the description.
 const SECTION: &str = ".osrel";
-/// Largest such section, bytes: ours has some hundred.
+/// Largest such section, bytes: ours has some hundred bytes.
 const MAX_BYTES: usize = 64 * 1024;
-/// Longest value of a line, bytes.
+/// Longest value in the section, bytes.
 const MAX_VALUE_BYTES: usize = 64;
 
-/// What an image says of itself. Whoever made the file wrote it: it is as good as the file's
-/// signature.
+/// An image's description of itself. The maker of the file wrote the description, so it is as
+/// trustworthy as the file's signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspected {
     /// `IMAGE_VERSION=`
     pub version: String,
-    /// `VARIANT_ID=`, the profile; images of earlier builds do not say it.
+    /// `VARIANT_ID=`, the profile; images of earlier builds lack it.
     pub profile: Option<String>,
-    /// There is a signature for firmware to check (Authenticode). Whether firmware likes it is not
-    /// looked at.
+    /// The file has a signature for firmware to check (Authenticode). The signature itself is not
+    /// checked here.
     pub is_signed: bool,
-    /// A key approves that boots of exactly this file open what is sealed to a machine's TPM.
+    /// A key approves this file, so that its boots can open what is sealed to a machine's TPM.
     pub is_approved: bool,
 }
 
-/// Reads what an image says of itself.
+/// Reads an image's description of itself.
 ///
 /// # Errors
-/// It is no unified kernel image for 64-bit machines, or does not say its version once and plainly.
+/// The file is not a unified kernel image for 64-bit machines, or has no unique, well-formed
+/// version.
 pub fn inspect(file: &[u8]) -> Result<Inspected, Error> {
     let no_image = |message: String| Error::NoImage { message };
     let parsed = PeFile64::parse(file)
-        .map_err(|error| no_image(format!("it is no PE file for 64-bit machines: {error}")))?;
+        .map_err(|error| no_image(format!("it is not a PE file for 64-bit machines: {error}")))?;
     let mut sections = parsed
         .sections()
         .filter(|section| section.name_bytes() == Ok(SECTION.as_bytes()));
@@ -57,7 +58,7 @@ pub fn inspect(file: &[u8]) -> Result<Inspected, Error> {
         )));
     }
     let text = std::str::from_utf8(data)
-        .map_err(|error| no_image(format!("its section {SECTION} is no text: {error}")))?;
+        .map_err(|error| no_image(format!("its section {SECTION} is not UTF-8: {error}")))?;
     let text = text.trim_end_matches('\0');
     let version = value(text, "IMAGE_VERSION")?.ok_or_else(|| {
         no_image(format!(
@@ -76,12 +77,12 @@ pub fn inspect(file: &[u8]) -> Result<Inspected, Error> {
     })
 }
 
-/// Whether the key in the image has signed what the boot stub will measure of it, for its version.
+/// Whether the key in the image has approved the measurements of the boot stub for this version.
 fn is_approved(file: &PeFile64<'_>, version: &str) -> bool {
     let section = |name: &str| {
         let section = file.section_by_name(name)?;
         let bytes = section.data().ok()?;
-        // What is behind it pads the file, and is not measured.
+        // Bytes beyond the virtual size pad the file and are not measured.
         Some(&bytes[..bytes.len().min(usize::try_from(section.size()).ok()?)])
     };
     let approved = || {
@@ -103,7 +104,7 @@ fn is_approved(file: &PeFile64<'_>, version: &str) -> bool {
     approved().unwrap_or_default()
 }
 
-/// The value of a key that stands on one line at most.
+/// The value of a key that occurs at most once.
 fn value(text: &str, key: &str) -> Result<Option<String>, Error> {
     let mut values = text
         .lines()
@@ -115,7 +116,7 @@ fn value(text: &str, key: &str) -> Result<Option<String>, Error> {
         message: format!("its line {key}= {message}"),
     };
     if values.next().is_some() {
-        return Err(wrong("stands there twice"));
+        return Err(wrong("occurs twice"));
     }
     let value = value
         .strip_prefix('"')
@@ -182,7 +183,7 @@ mod tests {
         }
         for file in [&b""[..], b"MZ", b"\x7fELF", &[0; 4096]] {
             let refusal = inspect(file).unwrap_err().to_string();
-            assert!(refusal.contains("no PE file"), "{refusal}");
+            assert!(refusal.contains("not a PE file"), "{refusal}");
         }
     }
 

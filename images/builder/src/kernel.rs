@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::package::{Package, Packed};
 use crate::{Error, elf};
 
-/// Where modules stand in the image; their order is in [`MODULE_LIST`].
+/// The folder of modules in the image; their order is in [`MODULE_LIST`].
 pub(crate) const MODULE_FOLDER: &str = "lib/modules";
 /// Names of the modules' files, a line each, in the order in which they can be loaded.
 pub(crate) const MODULE_LIST: &str = "lib/modules/order";
@@ -13,7 +13,7 @@ pub(crate) const MODULE_LIST: &str = "lib/modules/order";
 /// A kernel package.
 pub(crate) struct Kernel<'a> {
     package: &'a Package,
-    /// Such as `6.1.0-56-cloud-amd64`.
+    /// The kernel's release, such as `6.1.0-56-cloud-amd64`.
     pub(crate) release: String,
 }
 
@@ -33,13 +33,13 @@ impl<'a> Kernel<'a> {
         })
     }
 
-    /// The kernel itself.
+    /// The kernel image.
     pub(crate) fn image(&self) -> Result<&'a [u8], Error> {
         self.package.file(&format!("boot/vmlinuz-{}", self.release))
     }
 
-    /// The modules of these names and those that they depend on, each after those. What is built in
-    /// is left out.
+    /// The named modules and their dependencies, each after those that it depends on. Built-in
+    /// modules are left out.
     pub(crate) fn modules(&self, names: &[String]) -> Result<Vec<(String, &'a [u8])>, Error> {
         let mut ordered = Vec::new();
         let mut seen = BTreeSet::new();
@@ -95,12 +95,12 @@ impl<'a> Kernel<'a> {
     }
 }
 
-/// The kernel takes `-` and `_` in a module's name for the same.
+/// The canonical form of a module's name: the kernel treats `-` and `_` alike.
 fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// The names in the module's own description.
+/// The dependencies that a module's own description names.
 fn depends(path: &str, module: &[u8]) -> Result<Vec<String>, Error> {
     let description = elf::section(path, module, ".modinfo")?;
     let mut fields = description.split(|byte| *byte == 0);

@@ -1,8 +1,8 @@
 //! Bootable node images. A [`Profile`] says what belongs into one, a [`Plan`] names every file's
 //! source by its digest, and [`build`] makes the artifact from the plan: the same bytes each time.
 //!
-//! Only file tools: Debian packages are downloaded and read, never installed; nothing is mounted,
-//! and nobody has to be root.
+//! All work is done by file tools: Debian packages are downloaded and read, never installed;
+//! nothing is mounted, and no step needs root.
 #![forbid(unsafe_code)]
 
 mod build;

@@ -7,18 +7,18 @@ use crate::Error;
 
 /// The largest kernel package unpacks to 400 MB.
 const MAX_UNPACKED_BYTES: u64 = 1024 * 1024 * 1024;
-/// More files than the largest package has.
+/// Most files of a package; the largest package has fewer.
 const MAX_FILES: usize = 50_000;
 
 /// A file or link of a package.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Packed {
     File(Vec<u8>),
-    /// Where it leads to, as it is written.
+    /// A link, with its target as written.
     Link(String),
 }
 
-/// What a package would install, by path without a slash in front.
+/// The files that a package would install, by path without a leading slash.
 #[derive(Debug)]
 pub(crate) struct Package {
     pub(crate) name: String,
@@ -32,7 +32,7 @@ impl Package {
         Ok(Self { name, files })
     }
 
-    /// The file at a path, through links within the package.
+    /// The file at a path, followed through links within the package.
     pub(crate) fn file(&self, path: &str) -> Result<&[u8], Error> {
         let mut at = path.to_owned();
         for _ in 0..8 {
@@ -49,7 +49,7 @@ impl Package {
     }
 }
 
-/// The `control` file: what the package says of itself.
+/// The `control` file of a package.
 pub(crate) fn control(bytes: &[u8], name: &str) -> Result<String, Error> {
     let files = unpack(bytes, name, "control.tar")?;
     match files.get("control") {
@@ -108,7 +108,7 @@ fn files(unpacked: impl Read) -> io::Result<BTreeMap<String, Packed>> {
             .to_owned();
         if path.split('/').any(|part| part == "..") || path.starts_with('/') {
             return Err(io::Error::other(format!(
-                "a path that leads out of it: {path}"
+                "a path that leads out of the package: {path}"
             )));
         }
         let target = entry
@@ -121,7 +121,8 @@ fn files(unpacked: impl Read) -> io::Result<BTreeMap<String, Packed>> {
                 Packed::File(bytes)
             }
             (tar::EntryType::Symlink, Some(target)) => Packed::Link(target),
-            // From the root of the archive, unlike a symbolic link.
+            // A hard link's target is relative to the archive's root, unlike that of a symbolic
+            // link.
             (tar::EntryType::Link, Some(target)) => {
                 Packed::Link(format!("/{}", target.trim_start_matches("./")))
             }
@@ -132,7 +133,7 @@ fn files(unpacked: impl Read) -> io::Result<BTreeMap<String, Packed>> {
     Ok(files)
 }
 
-/// Where a link leads to: from the root, or from the folder that it is in.
+/// The target of a link, relative to the root or to the link's folder.
 fn resolve(link: &str, target: &str) -> String {
     let folder = link.rsplit_once('/').map_or("", |(folder, _)| folder);
     let joined = match target.strip_prefix('/') {
@@ -154,7 +155,7 @@ fn resolve(link: &str, target: &str) -> String {
 pub(crate) mod tests {
     use super::*;
 
-    /// A package of these files; a content that begins with `->` is a link.
+    /// Builds a package of these files; a content that begins with `->` is a link.
     pub(crate) fn deb(control: &str, files: &[(&str, &[u8])]) -> Vec<u8> {
         let pack = |files: &[(&str, &[u8])]| {
             let mut tar = tar::Builder::new(Vec::new());

@@ -1,27 +1,23 @@
-//! Adding sections to a PE file (Microsoft's "PE Format"): what a boot stub needs of it and no
-//! more.
+//! Adds sections to a PE file (Microsoft's "PE Format"), as far as a boot stub needs it.
 //!
-//! The offsets are computed from the file. The stub's manual gives fixed ones, which end at 16 MiB
-//! for the kernel.
+//! The offsets are computed from the file, because the fixed offsets in the stub's manual leave
+//! only 16 MiB for the kernel. `object` writes whole PE files, and has no way to add to one: here
+//! its types read and write the headers.
+
+use object::LittleEndian as LE;
+use object::pe::{
+    IMAGE_SCN_CNT_INITIALIZED_DATA, IMAGE_SCN_MEM_READ, IMAGE_SIZEOF_SECTION_HEADER,
+    ImageDosHeader, ImageNtHeaders64, ImageSectionHeader, SectionFlags,
+};
+use object::pod::{bytes_of, from_bytes_mut};
+use object::read::pe::ImageNtHeaders as _;
 
 use crate::Error;
 
-const DOS_POINTER: usize = 0x3c;
-const SIGNATURE: &[u8] = b"PE\0\0";
-const COFF_HEADER_BYTES: usize = 20;
-const SECTION_HEADER_BYTES: usize = 40;
-/// PE32+, for 64-bit machines.
-const OPTIONAL_MAGIC: u16 = 0x20b;
-/// Offsets in the optional header.
-const SECTION_ALIGNMENT: usize = 32;
-const FILE_ALIGNMENT: usize = 36;
-const SIZE_OF_IMAGE: usize = 56;
-const SIZE_OF_HEADERS: usize = 60;
-const CHECKSUM: usize = 64;
-const OPTIONAL_HEADER_LEAST: usize = 112;
-/// Initialised data that is only read.
-const CHARACTERISTICS: u32 = 0x4000_0040;
-/// Alignments above this are no stub's.
+/// Initialised data, read-only.
+const CHARACTERISTICS: SectionFlags =
+    SectionFlags(IMAGE_SCN_CNT_INITIALIZED_DATA.0 | IMAGE_SCN_MEM_READ.0);
+/// No boot stub has a larger alignment.
 const MAX_ALIGNMENT: u32 = 1 << 20;
 
 /// A section to add.
@@ -32,121 +28,120 @@ pub(crate) struct Section<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
-/// Where things stand in a PE file.
+/// Where the headers of a PE file are, and what they say.
 struct Layout {
-    coff: usize,
-    optional: usize,
+    /// Offset of the PE headers.
+    headers: usize,
+    /// Offset of the section table.
     table: usize,
     count: usize,
+    /// Number of sections for which the table has room.
+    room: usize,
     section_alignment: u32,
     file_alignment: u32,
-    headers: usize,
+    /// The first address after all sections in memory.
+    end: u64,
 }
 
-/// The file with the sections behind its own, in this order. Any signature or checksum that it had
-/// is not valid any more.
+/// Appends sections to the file, in this order. A signature or checksum of the file becomes
+/// invalid.
 pub(crate) fn add_sections(file: &[u8], sections: &[Section<'_>]) -> Result<Vec<u8>, Error> {
     let layout = Layout::of(file)?;
-    let room = layout.headers.saturating_sub(layout.table) / SECTION_HEADER_BYTES;
-    if layout.count + sections.len() > room {
+    let count = layout.count + sections.len();
+    if count > layout.room {
         return Err(Error::Stub(format!(
-            "expected room for {} sections in its header, got {room}",
-            layout.count + sections.len()
+            "expected room for {count} sections in its header, got {}",
+            layout.room
         )));
     }
     let mut out = file.to_vec();
-    let mut address = layout.end_in_memory(file)?;
-    for (number, section) in sections.iter().enumerate() {
+    let mut address = layout.end;
+    let mut at = layout.table + layout.count * IMAGE_SIZEOF_SECTION_HEADER;
+    for section in sections {
         let offset = align(out.len() as u64, layout.file_alignment);
         out.resize(to_usize(offset)?, 0);
         out.extend_from_slice(section.bytes);
         let padded = align(out.len() as u64, layout.file_alignment);
         out.resize(to_usize(padded)?, 0);
-        let at = layout.table + (layout.count + number) * SECTION_HEADER_BYTES;
-        let mut name = [0; 8];
-        let short = name.get_mut(..section.name.len());
-        short
-            .ok_or_else(|| Error::Stub(format!("{} is too long for a section", section.name)))?
-            .copy_from_slice(section.name.as_bytes());
         let size = to_u32(section.bytes.len() as u64)?;
-        out[at..at + 8].copy_from_slice(&name);
-        put(&mut out, at + 8, size);
-        put(&mut out, at + 12, to_u32(address)?);
-        put(&mut out, at + 16, to_u32(padded - offset)?);
-        put(&mut out, at + 20, to_u32(offset)?);
-        out[at + 24..at + 36].fill(0);
-        put(&mut out, at + 36, CHARACTERISTICS);
+        let header = ImageSectionHeader {
+            name: short(section.name)?,
+            virtual_size: object::U32::new(LE, size),
+            virtual_address: object::U32::new(LE, to_u32(address)?),
+            size_of_raw_data: object::U32::new(LE, to_u32(padded - offset)?),
+            pointer_to_raw_data: object::U32::new(LE, to_u32(offset)?),
+            pointer_to_relocations: object::U32::default(),
+            pointer_to_linenumbers: object::U32::default(),
+            number_of_relocations: object::U16::default(),
+            number_of_linenumbers: object::U16::default(),
+            characteristics: object::U32::new(LE, CHARACTERISTICS),
+        };
+        out[at..at + IMAGE_SIZEOF_SECTION_HEADER].copy_from_slice(bytes_of(&header));
+        at += IMAGE_SIZEOF_SECTION_HEADER;
         address = align(address + u64::from(size), layout.section_alignment);
     }
-    let count = u16::try_from(layout.count + sections.len());
-    let count = count.map_err(|_| Error::Stub("too many sections".into()))?;
-    out[layout.coff + 2..layout.coff + 4].copy_from_slice(&count.to_le_bytes());
-    put(&mut out, layout.optional + SIZE_OF_IMAGE, to_u32(address)?);
-    put(&mut out, layout.optional + CHECKSUM, 0);
+    let count = u16::try_from(count).map_err(|_| Error::Stub("too many sections".into()))?;
+    let (headers, _) = from_bytes_mut::<ImageNtHeaders64>(&mut out[layout.headers..])
+        .map_err(|()| Error::Stub("it ends within its headers".into()))?;
+    headers.file_header.number_of_sections.set(LE, count);
+    let optional = &mut headers.optional_header;
+    optional.size_of_image.set(LE, to_u32(address)?);
+    optional.check_sum.set(LE, 0);
     Ok(out)
 }
 
 impl Layout {
     fn of(file: &[u8]) -> Result<Self, Error> {
-        let short = || Error::Stub("it ends within its headers".into());
-        let long = |at: usize| read(file, at).ok_or_else(short);
-        let start = long(DOS_POINTER)? as usize;
-        if !file.starts_with(b"MZ") || file.get(start..start.saturating_add(4)) != Some(SIGNATURE) {
-            return Err(Error::Stub("expected a PE file".into()));
-        }
-        let coff = start + SIGNATURE.len();
-        let count = long(coff)? >> 16;
-        let optional = coff + COFF_HEADER_BYTES;
-        let optional_bytes = (long(coff + 16)? & 0xffff) as usize;
-        if optional_bytes < OPTIONAL_HEADER_LEAST || long(optional)? as u16 != OPTIONAL_MAGIC {
-            return Err(Error::Stub("expected PE32+, for 64-bit machines".into()));
-        }
-        let alignment = |at| match long(optional + at)? {
-            value if value.is_power_of_two() && value <= MAX_ALIGNMENT => Ok(value),
-            value => Err(Error::Stub(format!("an alignment of {value}"))),
+        let invalid = |error: object::Error| {
+            Error::Stub(format!(
+                "expected a PE32+ file, for 64-bit machines: {error}"
+            ))
         };
+        let headers = ImageDosHeader::parse(file).map_err(invalid)?;
+        let headers = u64::from(headers.nt_headers_offset());
+        let mut after = headers;
+        let (nt, _) = ImageNtHeaders64::parse(file, &mut after).map_err(invalid)?;
+        let sections = nt.sections(file, after).map_err(invalid)?;
+        let optional = &nt.optional_header;
+        let alignment = |value: u32| {
+            if value.is_power_of_two() && value <= MAX_ALIGNMENT {
+                Ok(value)
+            } else {
+                Err(Error::Stub(format!("an alignment of {value}")))
+            }
+        };
+        let section_alignment = alignment(optional.section_alignment.get(LE))?;
+        let size = optional.size_of_headers.get(LE);
+        let end = sections.iter().fold(u64::from(size), |end, section| {
+            let of_section = section.virtual_size.get(LE);
+            let of_section = of_section.max(section.size_of_raw_data.get(LE));
+            end.max(u64::from(section.virtual_address.get(LE)) + u64::from(of_section))
+        });
+        let (size, table) = (to_usize(size.into())?, to_usize(after)?);
         let layout = Self {
-            coff,
-            optional,
-            table: optional + optional_bytes,
-            count: count as usize,
-            section_alignment: alignment(SECTION_ALIGNMENT)?,
-            file_alignment: alignment(FILE_ALIGNMENT)?,
-            headers: long(optional + SIZE_OF_HEADERS)? as usize,
+            headers: to_usize(headers)?,
+            table,
+            count: sections.len(),
+            room: size.saturating_sub(table) / IMAGE_SIZEOF_SECTION_HEADER,
+            section_alignment,
+            file_alignment: alignment(optional.file_alignment.get(LE))?,
+            end: align(end, section_alignment),
         };
-        if layout.headers > file.len()
-            || layout.table + layout.count * SECTION_HEADER_BYTES > layout.headers
-        {
-            return Err(short());
+        if size > file.len() || layout.count > layout.room {
+            return Err(Error::Stub("it ends within its headers".into()));
         }
         Ok(layout)
     }
-
-    /// Behind everything that is in memory.
-    fn end_in_memory(&self, file: &[u8]) -> Result<u64, Error> {
-        let mut end = self.headers as u64;
-        for number in 0..self.count {
-            let at = self.table + number * SECTION_HEADER_BYTES;
-            let field = |offset| read(file, at + offset).map(u64::from);
-            let (Some(virtual_size), Some(address), Some(raw_size)) =
-                (field(8), field(12), field(16))
-            else {
-                return Err(Error::Stub("it ends within its section table".into()));
-            };
-            end = end.max(address + virtual_size.max(raw_size));
-        }
-        Ok(align(end, self.section_alignment))
-    }
 }
 
-/// Four bytes, little end first.
-fn read(file: &[u8], at: usize) -> Option<u32> {
-    let bytes = file.get(at..at.checked_add(4)?)?;
-    bytes.try_into().ok().map(u32::from_le_bytes)
-}
-
-fn put(file: &mut [u8], at: usize, value: u32) {
-    file[at..at + 4].copy_from_slice(&value.to_le_bytes());
+/// A name in the eight bytes of a section header.
+fn short(name: &str) -> Result<[u8; 8], Error> {
+    let mut short = [0; 8];
+    short
+        .get_mut(..name.len())
+        .ok_or_else(|| Error::Stub(format!("{name} is too long for a section")))?
+        .copy_from_slice(name.as_bytes());
+    Ok(short)
 }
 
 fn align(value: u64, to: u32) -> u64 {
@@ -167,33 +162,41 @@ fn to_usize(value: u64) -> Result<usize, Error> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use object::pe::{
+        IMAGE_DOS_SIGNATURE, IMAGE_FILE_MACHINE_AMD64, IMAGE_NT_OPTIONAL_HDR64_MAGIC,
+        IMAGE_NT_SIGNATURE,
+    };
     use object::{Object as _, ObjectSection as _};
 
     use super::*;
 
-    /// A file of headers and one section.
+    /// Offset of the PE headers in [`stub`].
+    const HEADERS: usize = 0x80;
+
+    /// A file with headers and one section.
     pub(crate) fn stub() -> Vec<u8> {
         let mut file = vec![0; 0x400];
-        file[..2].copy_from_slice(b"MZ");
-        put(&mut file, DOS_POINTER, 0x80);
-        file[0x80..0x84].copy_from_slice(SIGNATURE);
-        let coff = 0x84;
-        file[coff..coff + 2].copy_from_slice(&0x8664_u16.to_le_bytes());
-        file[coff + 2..coff + 4].copy_from_slice(&1_u16.to_le_bytes());
-        file[coff + 16..coff + 18].copy_from_slice(&240_u16.to_le_bytes());
-        let optional = coff + COFF_HEADER_BYTES;
-        file[optional..optional + 2].copy_from_slice(&OPTIONAL_MAGIC.to_le_bytes());
-        put(&mut file, optional + SECTION_ALIGNMENT, 0x1000);
-        put(&mut file, optional + FILE_ALIGNMENT, 0x200);
-        put(&mut file, optional + SIZE_OF_IMAGE, 0x2000);
-        put(&mut file, optional + SIZE_OF_HEADERS, 0x400);
-        put(&mut file, optional + 108, 16);
-        let table = optional + 240;
-        file[table..table + 5].copy_from_slice(b".text");
-        put(&mut file, table + 8, 5);
-        put(&mut file, table + 12, 0x1000);
-        put(&mut file, table + 16, 0x200);
-        put(&mut file, table + 20, 0x400);
+        let (dos, _) = from_bytes_mut::<ImageDosHeader>(&mut file).unwrap();
+        dos.e_magic.set(LE, IMAGE_DOS_SIGNATURE);
+        dos.e_lfanew.set(LE, HEADERS as u32);
+        let (nt, table) = from_bytes_mut::<ImageNtHeaders64>(&mut file[HEADERS..]).unwrap();
+        nt.signature.set(LE, IMAGE_NT_SIGNATURE);
+        nt.file_header.machine.set(LE, IMAGE_FILE_MACHINE_AMD64);
+        nt.file_header.number_of_sections.set(LE, 1);
+        nt.file_header.size_of_optional_header.set(LE, 240);
+        let optional = &mut nt.optional_header;
+        optional.magic.set(LE, IMAGE_NT_OPTIONAL_HDR64_MAGIC);
+        optional.section_alignment.set(LE, 0x1000);
+        optional.file_alignment.set(LE, 0x200);
+        optional.size_of_image.set(LE, 0x2000);
+        optional.size_of_headers.set(LE, 0x400);
+        optional.number_of_rva_and_sizes.set(LE, 16);
+        let (text, _) = from_bytes_mut::<ImageSectionHeader>(&mut table[16 * 8..]).unwrap();
+        text.name = short(".text").unwrap();
+        text.virtual_size.set(LE, 5);
+        text.virtual_address.set(LE, 0x1000);
+        text.size_of_raw_data.set(LE, 0x200);
+        text.pointer_to_raw_data.set(LE, 0x400);
         file.extend([7; 0x200]);
         file
     }
@@ -225,7 +228,8 @@ pub(crate) mod tests {
             assert!(found.address() >= last && found.address().is_multiple_of(0x1000));
             last = found.address() + found.size();
         }
-        let image = read(&file, 0x84 + COFF_HEADER_BYTES + SIZE_OF_IMAGE).unwrap();
+        let (nt, _) = ImageNtHeaders64::parse(&file[..], &mut (HEADERS as u64)).unwrap();
+        let image = nt.optional_header.size_of_image.get(LE);
         assert!(u64::from(image) >= last && image.is_multiple_of(0x1000));
     }
 

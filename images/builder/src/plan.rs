@@ -1,4 +1,4 @@
-//! From a profile to the exact files that an image is made of.
+//! A plan: the exact files from which an image is made, as chosen by a profile.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use crate::debian::{Source, depends_on_kernel};
 use crate::{Error, Profile, elf};
 
-/// The package with the stub that makes one bootable file of kernel and initramfs.
+/// The package of the boot stub, which makes one bootable file of kernel and initramfs.
 const STUB: &str = "systemd-boot-efi";
 
-/// Our programs, and where they stand in an image. Launch looks for the others beside itself.
+/// Our programs, and their paths in an image. Launch looks for the others in its own folder.
 const PROGRAMS: &[(&str, &str)] = &[
     ("casemate-init", "init"),
     ("casemate-launch", "usr/lib/casemate/casemate-launch"),
@@ -23,7 +23,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("casemate-worker", "usr/lib/casemate/casemate-worker"),
 ];
 
-/// A Debian package, exactly.
+/// A Debian package, identified by its digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PackageFile {
@@ -33,7 +33,7 @@ pub struct PackageFile {
     pub version: String,
     /// Name of its file.
     pub file: String,
-    /// SHA-256 of that, in hexadecimal.
+    /// SHA-256 of the file, in hexadecimal.
     pub sha256: String,
 }
 
@@ -43,15 +43,15 @@ impl PackageFile {
     }
 }
 
-/// A program of ours, exactly.
+/// One of our programs, identified by its digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct File {
-    /// Its name.
+    /// Name of the program.
     pub name: String,
-    /// SHA-256 of it without its symbols, in hexadecimal.
+    /// SHA-256 of the program without its symbols, in hexadecimal.
     pub sha256: String,
-    /// Where it stands in the image.
+    /// Path of the program in the image.
     pub path: String,
 }
 
@@ -62,14 +62,14 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Those in a folder.
+    /// The programs in a folder.
     pub fn in_folder(folder: impl Into<PathBuf>) -> Self {
         Self {
             folder: folder.into(),
         }
     }
 
-    /// Without symbols and debug sections.
+    /// Reads a program and removes its symbols and debug sections.
     fn read(&self, name: &str) -> Result<Vec<u8>, Error> {
         let path = self.folder.join(name);
         let bytes = fs::read(&path).map_err(|source| Error::Program { path, source })?;
@@ -89,12 +89,13 @@ impl Programs {
 pub struct Plan {
     /// Name of the profile.
     pub profile: String,
-    /// SHA-256 of the profile's text, in hexadecimal: another casemate may have another one of that
-    /// name.
+    /// SHA-256 of the profile's text, in hexadecimal: the profile of this name may differ in
+    /// another version of casemate.
     pub profile_sha256: String,
     /// Version of the image.
     pub version: String,
-    /// Unix time, seconds: of every file in it, and the earliest that a node's clock may say.
+    /// Unix time, seconds: the date of every file in the image, and the earliest time that a node's
+    /// clock may show.
     pub time: u32,
     /// The kernel's package.
     pub kernel: PackageFile,
@@ -107,10 +108,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The newest of everything that a profile asks for.
+    /// Plans an image from the newest packages that a profile asks for.
     ///
     /// # Errors
-    /// A package is not to be had, or a program is not built.
+    /// A package cannot be found, or a program is not built.
     pub fn make(
         profile: &Profile,
         version: &str,
@@ -143,10 +144,10 @@ impl Plan {
         })
     }
 
-    /// One that was written before.
+    /// Reads a plan that was written earlier.
     ///
     /// # Errors
-    /// It cannot be read, or is none.
+    /// The file cannot be read, or is not a plan.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let text = fs::read(path).map_err(Error::file(path))?;
         let plan: Self =
@@ -155,13 +156,13 @@ impl Plan {
             None => Ok(plan),
             Some(odd) => {
                 let error =
-                    std::io::Error::other(format!("{odd:?} is no name of a file or package"));
+                    std::io::Error::other(format!("{odd:?} is not the name of a file or package"));
                 Err(Error::file(path)(error))
             }
         }
     }
 
-    /// A name that would be an option of a tool, or lead to another folder.
+    /// A name that a tool would read as an option, or that leads to another folder.
     fn odd(&self) -> Option<&str> {
         let packages = [&self.kernel, &self.stub]
             .into_iter()
@@ -185,7 +186,7 @@ fn take(found: &mut BTreeMap<String, PackageFile>, name: &str) -> Result<Package
     })
 }
 
-/// What Debian and we call things (deb-version(7) and more).
+/// Whether a name is one that Debian or we use (deb-version(7) and more).
 fn is_plain(name: &str) -> bool {
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || b".+-~_:%".contains(&byte);
     name.bytes().all(is_word) && name.starts_with(|first: char| first.is_ascii_alphanumeric())

@@ -1,4 +1,4 @@
-//! What belongs into an image of one kind.
+//! Profiles: the contents of each kind of image.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::Error;
 use crate::plan::sha256;
 
-/// Those that come with the program, by name.
+/// The profiles that come with the program, by name.
 const PROFILES: &[(&str, &str)] = &[
     (
         "virtual-machine",
@@ -16,17 +16,18 @@ const PROFILES: &[(&str, &str)] = &[
     ("bare-metal", include_str!("../../profiles/bare-metal.toml")),
 ];
 
-/// See the module. Paths are those inside of packages, without a slash in front.
+/// The packages, modules and files of one kind of image. Paths are those inside of packages,
+/// without a leading slash.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
-    /// Its name.
+    /// Name of the profile.
     #[serde(skip)]
     pub name: String,
-    /// SHA-256 of its text, in hexadecimal.
+    /// SHA-256 of the profile's text, in hexadecimal.
     #[serde(skip)]
     pub sha256: String,
-    /// A line for people.
+    /// A line of description for users.
     pub about: String,
     /// The Debian package that depends on the newest kernel.
     pub kernel: String,
@@ -38,15 +39,15 @@ pub struct Profile {
     pub command_line: Vec<String>,
     /// The package with the certificates of public authorities.
     pub certificates: String,
-    /// What is taken from other packages.
+    /// Files that are taken from other packages.
     pub files: BTreeMap<String, Vec<String>>,
 }
 
 impl Profile {
-    /// A profile by its name.
+    /// Finds a profile by its name.
     ///
     /// # Errors
-    /// There is none of that name.
+    /// There is no profile of that name.
     pub fn named(name: &str) -> Result<Self, Error> {
         let found = PROFILES.iter().find(|(known, _)| *known == name);
         let (_, text) = found.ok_or_else(|| Error::ProfileUnknown {
@@ -64,7 +65,7 @@ impl Profile {
         })
     }
 
-    /// Whether this is the profile that a plan was made by.
+    /// Checks that this is the profile with which a plan was made.
     pub(crate) fn check(&self, expected: &str) -> Result<(), Error> {
         if self.sha256 == expected {
             return Ok(());
@@ -76,12 +77,12 @@ impl Profile {
         })
     }
 
-    /// The names of all.
+    /// The names of all profiles.
     pub fn names() -> impl Iterator<Item = &'static str> {
         PROFILES.iter().map(|(name, _)| *name)
     }
 
-    /// Every package that it takes something from, but for the kernel and the boot stub.
+    /// Every package from which files are taken, except the kernel and the boot stub.
     pub(crate) fn packages(&self) -> impl Iterator<Item = &str> {
         let named = self.files.keys().chain(&self.libraries);
         named.chain([&self.certificates]).map(String::as_str)
@@ -97,7 +98,7 @@ mod tests {
         for name in Profile::names() {
             let profile = Profile::named(name).unwrap();
             assert!(profile.packages().count() > 3, "{name}");
-            // A quote would need an escape that the kernel does not know everywhere.
+            // A quote would need an escape, which not all parsers of the command line support.
             assert!(
                 profile
                     .command_line

@@ -1,5 +1,4 @@
-//! What an image is made of, for people who have to answer for it: a CycloneDX 1.6 bill of
-//! materials, with licence texts.
+//! The bill of materials of an image, with licence texts (CycloneDX 1.6).
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -7,7 +6,7 @@ use serde_json::{Value, json};
 use crate::package::Package;
 use crate::plan::{PackageFile, Plan};
 
-/// What the build script found.
+/// The crates that the build script found.
 const CRATES: &str = include_str!(concat!(env!("OUT_DIR"), "/crates.json"));
 
 #[derive(Deserialize)]
@@ -22,11 +21,11 @@ struct Crate {
     version: String,
     licence: Option<String>,
     sha256: Option<String>,
-    /// File name, and the number of its text.
+    /// File name, and the index of its text.
     texts: Vec<(String, usize)>,
 }
 
-/// The bill of materials of an image, as a text that is the same each time.
+/// The bill of materials of an image, as JSON; the same image gives the same text.
 pub(crate) fn bill(plan: &Plan, packages: &[(&PackageFile, &Package)]) -> String {
     let mut components: Vec<Value> = packages
         .iter()
@@ -52,7 +51,7 @@ pub(crate) fn bill(plan: &Plan, packages: &[(&PackageFile, &Package)]) -> String
 fn debian(file: &PackageFile, package: &Package) -> Value {
     let path = format!("usr/share/doc/{}/copyright", file.name);
     let text = package.file(&path).map(String::from_utf8_lossy);
-    // A package of a family may keep it in another one.
+    // A package of a family may keep its licence in another package of the family.
     let licences: Vec<_> = text.iter().map(|text| licence("copyright", text)).collect();
     json!({
         "type": "library",
@@ -110,7 +109,7 @@ mod tests {
         ] {
             assert!(named(name), "{name}");
         }
-        // Only what is in the image.
+        // Crates that are not in the image are not listed.
         for name in ["rolldown", "redb", "proptest", "casemate-control"] {
             assert!(!named(name), "{name}");
         }

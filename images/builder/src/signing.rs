@@ -1,5 +1,4 @@
-//! Signatures: those that firmware checks (UEFI Secure Boot), by sbsigntool, and the one that TPMs
-//! check.
+//! Signs images: for firmware (UEFI Secure Boot) with sbsigntool, and for TPMs with an approval.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,7 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::{Error, Image};
 
-/// A key that the firmware of the machines has in its `db`.
+/// A key whose certificate is in the `db` of the machines' firmware.
 #[derive(Debug, Clone)]
 pub struct SecureBootKey {
     /// RSA private key of 2048 bits, PEM.
@@ -25,7 +24,7 @@ impl Image {
     /// have sealed to their TPMs under the same key.
     ///
     /// # Errors
-    /// sbsigntool is not there, the key is no good, or the image's version is not one of three
+    /// sbsigntool is missing, the key cannot be used, or the image's version is not one of three
     /// numbers.
     pub fn sign(&mut self, key: &SecureBootKey) -> Result<(), Error> {
         let version: ImageVersion = self.version.parse()?;

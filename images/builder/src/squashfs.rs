@@ -1,6 +1,6 @@
 //! The system's files as a compressed file system (the kernel's
-//! `Documentation/filesystems/squashfs.rst`): what nobody reads takes no more memory than its
-//! compressed bytes.
+//! `Documentation/filesystems/squashfs.rst`): files that are never read take no more memory than
+//! their compressed bytes.
 
 use std::io::Cursor;
 
@@ -11,7 +11,7 @@ use backhand::{
 
 use crate::{Error, Node, Tree};
 
-/// The file system; every time stamp is `time`, seconds, so that the same tree gives the same
+/// Makes the file system. Every time stamp is `time`, seconds, so that the same tree gives the same
 /// bytes.
 pub(crate) fn squash(tree: &Tree, time: u32, level: u32) -> Result<Vec<u8>, Error> {
     written(tree, time, level).map_err(|error| Error::File {

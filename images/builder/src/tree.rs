@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 
 use crate::Error;
 
-/// What stands at a path. Everything belongs to root, and nothing but folders can be written.
+/// A node of the tree. Root owns everything, and only folders are writable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Node {
     /// A folder.
@@ -14,7 +14,7 @@ pub(crate) enum Node {
     File {
         /// Its contents.
         bytes: Vec<u8>,
-        /// Whether it can be run.
+        /// Whether the file is executable.
         executable: bool,
     },
     /// A symbolic link.
@@ -22,7 +22,7 @@ pub(crate) enum Node {
 }
 
 impl Node {
-    /// Its permissions.
+    /// The node's permissions.
     pub(crate) fn mode(&self) -> u16 {
         match self {
             Self::Folder => 0o755,
@@ -33,15 +33,16 @@ impl Node {
     }
 }
 
-/// Paths without a slash in front, in order; folders come before what is in them.
+/// The files of an image, by path without a leading slash, sorted, so that a folder comes before
+/// its contents.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Tree(BTreeMap<String, Node>);
 
 impl Tree {
-    /// A node with the folders above it.
+    /// Adds a node, and the folders above it.
     ///
     /// # Errors
-    /// Something else is there already.
+    /// Something else has this path already.
     pub(crate) fn add(&mut self, path: &str, node: Node) -> Result<(), Error> {
         if let Some((parent, _)) = path.rsplit_once('/') {
             self.add(parent, Node::Folder)?;
@@ -59,7 +60,7 @@ impl Tree {
         Ok(())
     }
 
-    /// A file that is only read.
+    /// Adds a file that is only read.
     ///
     /// # Errors
     /// See [`Tree::add`].
@@ -68,7 +69,7 @@ impl Tree {
         self.add(path, Node::File { bytes, executable })
     }
 
-    /// A file that is run, or linked into one that is.
+    /// Adds an executable file or a library.
     ///
     /// # Errors
     /// See [`Tree::add`].
@@ -77,17 +78,17 @@ impl Tree {
         self.add(path, Node::File { bytes, executable })
     }
 
-    /// Everything, in order.
+    /// All nodes, sorted by path.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
         self.0.iter().map(|(path, node)| (path.as_str(), node))
     }
 
-    /// Whether something stands at a path.
+    /// Whether the path exists.
     pub(crate) fn contains(&self, path: &str) -> bool {
         self.0.contains_key(path)
     }
 
-    /// The paths of everything that can be run.
+    /// The paths of all executable files.
     pub(crate) fn executables(&self) -> impl Iterator<Item = &str> {
         self.iter().filter_map(|(path, node)| match node {
             Node::File { executable, .. } => executable.then_some(path),

@@ -1,5 +1,5 @@
-//! The unified kernel image (UAPI.5): one file that firmware starts, with everything inside of its
-//! signature.
+//! The unified kernel image (UAPI.5): one file that firmware starts, all of whose parts are covered
+//! by its signature.
 
 use casemate_measured_boot::{Approval, ApprovalKey, Approvals, command_lines, measured};
 use casemate_trust::image::ImageVersion;
@@ -7,7 +7,7 @@ use casemate_trust::image::ImageVersion;
 use crate::Error;
 use crate::pe::{Section, add_sections};
 
-/// What a unified kernel image is made of.
+/// The parts of a unified kernel image.
 pub(crate) struct Parts<'a> {
     pub(crate) os_release: &'a str,
     pub(crate) command_line: &'a str,
@@ -16,12 +16,13 @@ pub(crate) struct Parts<'a> {
     pub(crate) kernel: &'a [u8],
 }
 
-/// How a stub says what it is, and the version whose measurements are known: another one may
-/// measure more, or otherwise, and an image would be approved that never opens its storage key.
+/// The marker that names a stub and its version. Only this version's measurements are known:
+/// another version may measure differently, and an approved image would then never open its storage
+/// key.
 const STUB_NAME: &[u8] = b"#### LoaderInfo: systemd-stub ";
 const MEASURED_STUB: &[u8] = b"252";
 
-/// Refuses a stub that measures what nobody has looked at.
+/// Refuses a stub whose measurements are unknown.
 fn check_stub(stub: &[u8]) -> Result<(), Error> {
     let mut windows = stub.windows(STUB_NAME.len());
     let name = windows.position(|window| window == STUB_NAME);
@@ -32,14 +33,14 @@ fn check_stub(stub: &[u8]) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::Stub(format!(
-        "expected systemd-stub {}, whose measurements are known, got {:?}; without a key the image is made all the same",
+        "expected systemd-stub {}, whose measurements are known, got {:?}; without a key this check is skipped",
         String::from_utf8_lossy(MEASURED_STUB),
         String::from_utf8_lossy(number)
     )))
 }
 
-/// Puts the parts behind the stub. The kernel is the last: it may need more memory than it has
-/// bytes. With a key, it approves of what the stub will measure.
+/// Appends the parts to the stub. The kernel comes last, because it may need more memory than its
+/// size in the file. A key approves what the stub will measure.
 pub(crate) fn unify(
     stub: &[u8],
     parts: &Parts<'_>,

@@ -1,11 +1,12 @@
-//! The boot partition: FAT, with a file for each image. The boot loader starts the newest one that
-//! has tries left, and counts them in the file's name (systemd-boot, "Automatic Boot Assessment"):
+//! The boot partition: FAT, with a file for each image. The boot loader starts the newest image
+//! that has tries left, and counts tries in the file's name (systemd-boot, "Automatic Boot
+//! Assessment"):
 //!
 //! ```text
 //! casemate_1.2.3.efi      blessed
-//! casemate_1.2.4+3.efi    to be tried three times
-//! casemate_1.2.4+1-2.efi  has been tried twice, one try is left
-//! casemate_1.2.4+0-3.efi  did not come up: whatever else there is comes first
+//! casemate_1.2.4+3.efi    three tries left
+//! casemate_1.2.4+1-2.efi  tried twice, one try left
+//! casemate_1.2.4+0-3.efi  all tries failed: the boot loader prefers any other image
 //! ```
 
 use std::fs::File;
@@ -16,42 +17,44 @@ use casemate_trust::image::ImageVersion;
 use fatfs::{Date, DateTime, Dir, FileSystem, FsOptions, Time, TimeProvider};
 use ring::digest::{Context, SHA256};
 
-/// Where the boot loader looks for images.
+/// The folder in which the boot loader looks for images.
 const FOLDER: &str = "EFI/Linux";
 const STEM: &str = "casemate_";
 const ENDING: &str = ".efi";
-/// A file that is not whole yet: the boot loader does not look at it.
+/// The name of an incomplete file, which the boot loader ignores.
 const PART: &str = "casemate.part";
 /// How often a new image is tried.
 pub(crate) const TRIES: u32 = 3;
-/// More files than anybody puts there.
+/// Most entries of the folder that are read.
 const MAX_ENTRIES: usize = 1024;
-/// Left free beside a new image: the folder grows.
+/// Bytes that stay free beside a new image, because the folder grows.
 const MARGIN_BYTES: u64 = 1024 * 1024;
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// What is wrong with a partition or an image.
+/// Why the boot partition or an image cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Fault {
     #[error("the boot partition cannot be used: {0}")]
     Io(#[from] io::Error),
     #[error("the boot partition has no room: expected {wanted} bytes, got {free}")]
     Full { wanted: u64, free: u64 },
-    #[error("the image is not what was signed: expected the SHA-256 digest {expected}, got {got}")]
+    #[error(
+        "the image differs from the signed one: expected the SHA-256 digest {expected}, got {got}"
+    )]
     Digest { expected: String, got: String },
 }
 
-/// An image's file.
+/// The file of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     name: String,
     pub(crate) version: ImageVersion,
-    /// Tries that are left; none when it is blessed.
+    /// Tries left; `None` when the image is blessed.
     pub(crate) tries_left: Option<u32>,
 }
 
 impl Entry {
-    /// An image by the name of its file.
+    /// Parses the name of an image's file.
     fn parse(name: &str) -> Option<Self> {
         let stem = name.strip_prefix(STEM)?.strip_suffix(ENDING)?;
         let (version, tries) = match stem.split_once('+') {
@@ -69,7 +72,7 @@ impl Entry {
     }
 }
 
-/// See the module.
+/// The boot partition of this machine's disk.
 #[derive(Debug, Clone)]
 pub(crate) struct BootPartition {
     pub(crate) device: PathBuf,
@@ -78,7 +81,7 @@ pub(crate) struct BootPartition {
 type Fat = FileSystem<File>;
 
 impl BootPartition {
-    /// Does something in the folder of images, and has it on the disk afterwards.
+    /// Runs an operation on the folder of images, and syncs the disk afterwards.
     fn with<T>(
         &self,
         what: impl FnOnce(&Fat, &Dir<'_, File>) -> Result<T, Fault>,
@@ -92,14 +95,14 @@ impl BootPartition {
         done
     }
 
-    /// The images that are there.
+    /// The images on the partition.
     pub(crate) fn images(&self) -> Result<Vec<Entry>, Fault> {
         self.with(|_, folder| images_in(folder))
     }
 
-    /// Writes an image beside those that are there, to be tried `TRIES` times; `before_it_counts`
-    /// is done when it is whole and the boot loader does not know it yet. What is neither it nor
-    /// `running` makes room first.
+    /// Writes an image beside the existing ones, with `TRIES` tries. Other images than it and
+    /// `running` are removed first, for room. `before_it_counts` runs when the file is complete and
+    /// the boot loader cannot see it yet.
     pub(crate) fn add(
         &self,
         running: ImageVersion,
@@ -109,7 +112,7 @@ impl BootPartition {
         sha256: &[u8; 32],
         before_it_counts: impl FnOnce() -> io::Result<()>,
     ) -> Result<(), Fault> {
-        // Before anything makes room for it.
+        // The digest is checked before any other image is removed.
         check(image, sha256)?;
         image.seek(SeekFrom::Start(0))?;
         self.with(|fat, folder| {
@@ -144,7 +147,7 @@ impl BootPartition {
         })
     }
 
-    /// It is good, and is not counted any more.
+    /// Marks an image as good: its tries are no longer counted.
     pub(crate) fn bless(&self, version: ImageVersion) -> Result<(), Fault> {
         self.with(|_, folder| {
             for entry in images_in(folder)? {
@@ -156,7 +159,7 @@ impl BootPartition {
         })
     }
 
-    /// It is no good.
+    /// Removes a bad image.
     pub(crate) fn remove(&self, version: ImageVersion) -> Result<(), Fault> {
         self.with(|_, folder| {
             for entry in images_in(folder)? {
@@ -169,8 +172,8 @@ impl BootPartition {
     }
 }
 
-/// Files are from the first day that FAT knows: without a date, firmware does not rename a file,
-/// and the boot loader counts tries by renaming.
+/// Dates files on the first day of FAT. Firmware does not rename a file without a date, and the
+/// boot loader counts tries by renaming.
 #[derive(Debug)]
 struct FirstDay;
 
@@ -212,8 +215,8 @@ fn exists(folder: &Dir<'_, File>, name: &str) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Copies it all. The file's entry has its first cluster from the first piece on: what a power cut
-/// leaves can be removed with it.
+/// Copies all bytes. The file's entry names its first cluster from the first piece on, so that a
+/// file which a power cut left incomplete can be removed.
 fn copy(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut is_first = true;
@@ -259,7 +262,7 @@ pub(crate) mod tests {
         text.parse().unwrap()
     }
 
-    /// A small partition with one image that runs.
+    /// A small partition with one running image.
     pub(crate) fn partition(folder: &std::path::Path) -> BootPartition {
         let device = folder.join("boot");
         let file = File::options()
@@ -293,7 +296,7 @@ pub(crate) mod tests {
         names
     }
 
-    /// What a boot loader does.
+    /// Renames a file, as the boot loader does.
     pub(crate) fn rename(partition: &BootPartition, from: &str, to: &str) {
         let renamed = partition.with(|_, folder| Ok(folder.rename(from, folder, to)?));
         renamed.unwrap();
@@ -321,7 +324,7 @@ pub(crate) mod tests {
             Ok(added.unwrap().modified().date)
         };
         assert_eq!(partition.with(date).unwrap(), FirstDay.get_current_date());
-        // Another one takes its place.
+        // Another image takes its place.
         add(&partition, "1.0.2", &[8; 100_000]).unwrap();
         assert_eq!(
             names(&partition),
@@ -360,7 +363,7 @@ pub(crate) mod tests {
         });
         assert!(matches!(cut, Err(Fault::Io(_))));
         assert_eq!(names(&partition), ["casemate_1.0.0.efi"]);
-        // What was left of it is no hindrance.
+        // The incomplete file does not prevent the next try.
         add(&partition, "1.0.1", &[1; 5000]).unwrap();
     }
 

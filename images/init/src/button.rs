@@ -1,5 +1,5 @@
-//! The power button, as a hypervisor's "shut down" presses it: from the kernel's input events
-//! (`linux/input.h`).
+//! The power button, which a hypervisor's "shut down" presses too, read from the kernel's input
+//! events (`linux/input.h`).
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -13,14 +13,14 @@ const KEY: u16 = 1;
 const POWER: u16 = 116;
 const PRESSED: i32 = 1;
 
-/// A word for each press. A machine without a button never says one.
+/// Sends a message for each press. A machine without a button never sends any.
 pub(crate) fn listen() -> mpsc::Receiver<()> {
     let (presses, pressed) = mpsc::channel(1);
     let devices = fs::read_dir(DEVICES).into_iter().flatten().flatten();
     for device in devices.filter(|entry| entry.file_name().to_string_lossy().starts_with("event")) {
         let presses = presses.clone();
         if let Ok(mut device) = File::open(device.path()) {
-            // It waits in the kernel as long as the machine runs.
+            // The thread blocks in the kernel as long as the machine runs.
             std::thread::spawn(move || {
                 let mut event = [0; EVENT_BYTES];
                 while device.read_exact(&mut event).is_ok() {

@@ -1,5 +1,5 @@
 //! The clock: never before the image was made, and set by SNTP (RFC 4330) when a server answers.
-//! Nobody waits for it.
+//! The start of the node does not wait for an answer.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,22 +11,23 @@ use tokio::net::UdpSocket;
 
 const PORT: u16 = 123;
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// Between two questions while nobody has answered.
+/// Pause between two requests while no server has answered.
 pub(crate) const RETRY: Duration = Duration::from_secs(30);
-/// Between two questions after an answer.
+/// Pause between two requests after an answer.
 pub(crate) const AGAIN: Duration = Duration::from_secs(60 * 60);
-/// Less is left to the machine's own clock.
+/// A smaller difference is not corrected.
 const WORTH_SETTING: Duration = Duration::from_millis(500);
 
 /// Moves a clock that is behind to `floor`, Unix seconds.
 pub(crate) fn not_before(floor: u64) {
     if now() < Duration::from_secs(floor) {
-        // A clock that cannot be set stays wrong; expired statements then say what is the matter.
+        // A clock that cannot be set stays wrong; refusals of expired statements then name both
+        // times.
         let _ = set(Duration::from_secs(floor));
     }
 }
 
-/// Asks the servers one after the other, and sets the clock by the first that answers.
+/// Sends a request to the servers one after the other, and sets the clock by the first answer.
 pub(crate) async fn ask(servers: &[String], floor: u64) -> Result<(), String> {
     let mut why = "no time server is known".to_owned();
     for server in servers {
@@ -63,17 +64,18 @@ async fn one(server: &str, floor: u64) -> Result<(), String> {
     let answer = asked
         .await
         .map_err(|_| "does not answer")?
-        .map_err(|error| format!("answers with something else: {error:?}"))?;
+        .map_err(|error| format!("sent a malformed answer: {error:?}"))?;
     let offset = answer.offset();
     let right = now().as_micros() as i64 + offset;
     let right = u64::try_from(right)
         .map(Duration::from_micros)
         .unwrap_or_default();
     if right < Duration::from_secs(floor) {
-        return Err("says a time before this image was made".to_owned());
+        return Err("gave a time before this image was made".to_owned());
     }
     if offset.unsigned_abs() > WORTH_SETTING.as_micros() as u64 {
-        set(right).map_err(|error| format!("is not obeyed by the clock: {error}"))?;
+        set(right)
+            .map_err(|error| format!("gave a time to which the clock cannot be set: {error}"))?;
     }
     Ok(())
 }

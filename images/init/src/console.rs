@@ -1,5 +1,4 @@
-//! What an operator sees on the machine's console: one page of plain text, shown anew when
-//! something on it has changed.
+//! The page on the machine's console: plain text, printed again when something on it has changed.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,13 +6,13 @@ use std::io::Write as _;
 
 use crate::image::Image;
 
-/// Columns of the names at the left.
+/// Columns for the names at the left.
 const NAME_COLUMNS: usize = 10;
 
-/// Of a line, at most: a serial line is slow.
+/// Longest line: a serial console is slow.
 const MAX_COLUMNS: usize = 400;
 
-/// Something that is wrong, and what to do about it.
+/// A problem, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Problem {
     pub(crate) what: String,
@@ -29,18 +28,19 @@ impl Problem {
     }
 }
 
-/// See the module.
+/// The page on the machine's console: state, lines and problems. The node's loop owns it and calls
+/// [`Page::show`] after changes.
 #[derive(Debug)]
 pub(crate) struct Page {
     title: String,
     state: String,
     lines: BTreeMap<&'static str, String>,
-    /// Of this boot; those of the node are given with each look at it.
+    /// Problems of this boot; those of the node are replaced at each poll.
     problems: Vec<Problem>,
     node: Vec<Problem>,
     clock: Option<Problem>,
     network: Option<Problem>,
-    /// Why the storage key does not open.
+    /// Why the storage key does not open, while it does not.
     sealed: Option<Problem>,
     image_time: u64,
     shown: String,
@@ -62,7 +62,7 @@ impl Page {
         }
     }
 
-    /// In a word or two, how it stands; whether that is new.
+    /// Sets the state, in a word or two; returns whether it is new.
     pub(crate) fn state(&mut self, state: impl Into<String>) -> bool {
         let state = state.into();
         let is_new = state != self.state;
@@ -70,56 +70,56 @@ impl Page {
         is_new
     }
 
-    /// No line of this name any more.
+    /// Removes the line of this name.
     pub(crate) fn remove_line(&mut self, name: &'static str) {
         self.lines.remove(name);
     }
 
-    /// A line of the page in place of the one that had this name.
+    /// Sets the text of the line of this name.
     pub(crate) fn line(&mut self, name: &'static str, text: impl Into<String>) {
         self.lines.insert(name, text.into());
     }
 
-    /// Stays until the next boot.
+    /// Adds a problem that stays until the next boot.
     pub(crate) fn problem(&mut self, problem: Problem) {
         if !self.problems.contains(&problem) {
             self.problems.push(problem);
         }
     }
 
-    /// What is wrong with the node now.
+    /// Replaces the problems of the node.
     pub(crate) fn problems_of_node(&mut self, problems: Vec<Problem>) {
         self.node = problems;
     }
 
-    /// What is wrong with the network now.
+    /// Replaces the problem of the network.
     pub(crate) fn network(&mut self, problem: Option<Problem>) {
         self.network = problem;
     }
 
-    /// What is wrong with the clock now.
+    /// Replaces the problem of the clock.
     pub(crate) fn clock(&mut self, problem: Option<Problem>) {
         self.clock = problem;
     }
 
-    /// The storage key does not open: nothing is served until it does.
+    /// Shows that the storage key does not open, and that nothing is served until it does.
     pub(crate) fn sealed(&mut self, problem: Problem) {
         self.state("sealed; nothing is served");
         self.sealed = Some(problem);
     }
 
-    /// It is open.
+    /// Shows that the storage key is open.
     pub(crate) fn opened(&mut self) {
         self.state("starting");
         self.sealed = None;
     }
 
-    /// When the image was made, Unix seconds.
+    /// The time at which the image was made, Unix seconds.
     pub(crate) fn image_time(&self) -> u64 {
         self.image_time
     }
 
-    /// Shows the page when it says something new.
+    /// Prints the page if it has changed.
     pub(crate) fn show(&mut self) {
         let text = self.text();
         if text != self.shown {
@@ -148,7 +148,7 @@ impl Page {
     }
 }
 
-/// Others' words move no cursor, begin no line and have an end.
+/// Makes foreign text printable: no cursor movement, no line breaks, a bounded length.
 fn printable(text: &str) -> String {
     let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     let mut line: String = text.chars().take(MAX_COLUMNS).map(shown).collect();
@@ -158,9 +158,9 @@ fn printable(text: &str) -> String {
     line
 }
 
-/// A line on the console.
+/// Prints a line on the console.
 pub(crate) fn say(text: &str) {
-    // Standard error is the console, and nowhere is left to report that it is not.
+    // Standard error is the console; a failure to write to it cannot be reported anywhere.
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 

@@ -1,4 +1,4 @@
-//! The state partition: the only place that outlives a restart.
+//! The state partition, whose content alone outlives a restart.
 
 use std::fs;
 use std::io;
@@ -13,31 +13,31 @@ use crate::console::{Page, Problem, say};
 
 /// The GPT name of the partition.
 pub(crate) const PARTITION: &str = "casemate-state";
-/// That of the partition that the firmware starts from.
+/// The GPT name of the boot partition.
 const BOOT_PARTITION: &str = "casemate-boot";
-/// Where it is mounted.
+/// Mount point of the state partition.
 const FOLDER: &str = "/state";
-/// Disks that are found late: drivers look for them beside us.
+/// Time for disks to appear: their drivers are loaded in parallel.
 const APPEARS_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 const MKFS: &str = "/sbin/mke2fs";
 const FSCK: &str = "/sbin/e2fsck";
-/// Exit codes of `e2fsck` up to here: nothing was wrong, or it was mended.
+/// Highest exit code of `e2fsck` that means success: nothing was wrong, or it was repaired.
 const FSCK_MENDED: i32 = 1;
-/// Where `ext4` has its magic number, and what it is.
+/// Position and value of the magic number of `ext4`.
 const MAGIC_OFFSET: u64 = 1024 + 56;
 const MAGIC: [u8; 2] = [0x53, 0xef];
-/// Where it says when it was last mounted.
+/// Position of the time of the last mount.
 const MOUNT_TIME_OFFSET: u64 = 1024 + 44;
-/// At the beginning of a partition that was never used there is nothing.
+/// Bytes at the beginning that are zero on a partition that was never used.
 const HEAD_BYTES: usize = 64 * 1024;
 
 /// A partition or disk as the kernel lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Block {
     pub(crate) device: PathBuf,
-    /// Its GPT name, if it is a partition with one.
+    /// The GPT name, if it is a partition with a name.
     pub(crate) name: Option<String>,
 }
 
@@ -59,7 +59,7 @@ pub(crate) fn blocks() -> io::Result<Vec<Block>> {
     Ok(blocks)
 }
 
-/// Finds, checks and mounts the partition; makes its file system at the first boot.
+/// Finds, checks and mounts the state partition; makes its file system at the first boot.
 pub(crate) fn mount(page: &mut Page) -> Result<PathBuf, Problem> {
     let device = find()?;
     let kind = look(&device).map_err(|error| {
@@ -76,22 +76,22 @@ pub(crate) fn mount(page: &mut Page) -> Result<PathBuf, Problem> {
         Content::Ext4 => {
             let checked = run(Command::new(FSCK).args(["-p"]).arg(&device), FSCK_MENDED);
             match was_mounted(&device) {
-                // Making it was cut off, and nothing was ever kept on it.
+                // The making of the file system was interrupted, and nothing was ever stored on it.
                 Ok(false) if checked.is_err() => make(&device),
                 _ => checked,
             }
         }
-        // Whatever it is, it is somebody's.
+        // The content belongs to another system and must not be overwritten.
         Content::Other => Err(Problem::new(
             format!(
-                "the partition {PARTITION} ({}) holds something that is not ours",
+                "the partition {PARTITION} ({}) holds data that is not Casemate's",
                 device.display()
             ),
-            "if it is not needed, overwrite its first 64 KiB with zeros; it is then made anew",
+            "if the data is not needed, overwrite the first 64 KiB with zeros; the file system is then made at the next boot",
         )),
     }?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOATIME;
-    // After an error nothing more is written, and the node says so.
+    // After an error the kernel makes the file system read-only, and the node reports that.
     mount_at(&device, FOLDER, "ext4", flags, c"errors=remount-ro").map_err(|error| {
         Problem::new(
             format!("the state partition {} cannot be mounted: {error}", device.display()),
@@ -102,7 +102,7 @@ pub(crate) fn mount(page: &mut Page) -> Result<PathBuf, Problem> {
     Ok(FOLDER.into())
 }
 
-/// The boot partition on the disk of the state partition: nobody else's.
+/// The boot partition on the same disk as the state partition.
 pub(crate) fn boot_partition() -> Option<PathBuf> {
     let place = |device: &Path| {
         let entry = Path::new("/sys/class/block").join(device.file_name()?);
@@ -130,7 +130,7 @@ fn make(device: &Path) -> Result<(), Problem> {
     run(command.arg(device), 0)
 }
 
-/// Whether anybody has ever used a file system.
+/// Whether the file system was ever mounted.
 fn was_mounted(device: &Path) -> io::Result<bool> {
     let mut time = [0; 4];
     fs::File::open(device)?.read_exact_at(&mut time, MOUNT_TIME_OFFSET)?;
@@ -159,7 +159,7 @@ fn find() -> Result<PathBuf, Problem> {
             (None, _) if Instant::now() > until => {
                 return Err(Problem::new(
                     format!("no partition is named {PARTITION}"),
-                    "attach the disk that the image was written to, or make a GPT partition of that name",
+                    "attach the disk that the image was written to, or make a GPT partition with that name",
                 ));
             }
             (None, _) => std::thread::sleep(LOOK_INTERVAL),
@@ -191,7 +191,7 @@ fn look(device: &Path) -> io::Result<Content> {
     })
 }
 
-/// Runs a tool to its end; `most` is the highest exit code that is good.
+/// Runs a tool to its end; `most` is the highest exit code that means success.
 fn run(command: &mut Command, most: i32) -> Result<(), Problem> {
     let name = command.get_program().to_string_lossy().into_owned();
     let failed = |why: String| {

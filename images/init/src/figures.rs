@@ -1,8 +1,8 @@
-//! What the kernel knows of memory and open ports, as lines for people.
+//! The kernel's figures on memory and open ports, as lines for the console.
 
 use std::fs;
 
-/// How much memory is used, of how much: a line for people.
+/// Used and total memory, as a line for the console.
 pub(crate) fn memory() -> String {
     memory_of(&fs::read_to_string("/proc/meminfo").unwrap_or_default())
 }
@@ -20,9 +20,9 @@ fn memory_of(text: &str) -> String {
     }
 }
 
-/// Below it the kernel gives no port to who does not ask for one.
+/// Ports below this number are given only to programs that ask for them.
 const FIRST_EPHEMERAL_PORT: u16 = 32_768;
-/// Tables of sockets, and what one that takes from anybody has as its state
+/// Tables of sockets, and the state of a socket that accepts from any peer
 /// (`include/net/tcp_states.h`).
 const SOCKETS: [(&str, &str, &str); 4] = [
     ("tcp", "/proc/net/tcp", "0A"),
@@ -31,7 +31,7 @@ const SOCKETS: [(&str, &str, &str); 4] = [
     ("udp", "/proc/net/udp6", "07"),
 ];
 
-/// The ports that are open, as the kernel has them: a line for people.
+/// The open ports in the kernel's tables, as a line for the console.
 pub(crate) fn ports() -> String {
     let mut open = std::collections::BTreeSet::new();
     for (kind, table, state) in SOCKETS {

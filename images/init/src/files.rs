@@ -1,12 +1,12 @@
-//! Reading and writing files in folders that others can write too.
+//! Reads files in folders that less trusted programs can write.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::Path;
 
-use rustix::fs::{CWD, OFlags, openat, rename};
+use rustix::fs::OFlags;
 
-/// A file of JSON of at most so many bytes, if it is there.
+/// Reads a JSON file of at most so many bytes, if the file exists.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(
     path: &Path,
     max_bytes: u64,
@@ -20,26 +20,16 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(
     Ok(Some(serde_json::from_slice(&text)?))
 }
 
-/// Opens a file in a folder of somebody who is believed less than init: no pipe that never begins,
-/// and nothing elsewhere.
+/// Opens a file in a folder of a less trusted program: only a regular file, so that a pipe cannot
+/// block and a link cannot lead elsewhere.
 pub(crate) fn open_file(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?);
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other(format!("{} is no file", path.display())));
+        return Err(io::Error::other(format!(
+            "{} is not a regular file",
+            path.display()
+        )));
     }
     Ok(file)
-}
-
-/// Puts a file in the place of another, whole or not at all, and on the disk.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: rustix::fs::Mode) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC;
-    let mut file = File::from(openat(CWD, &beside, flags, mode)?);
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    rename(&beside, path)?;
-    File::open(folder)?.sync_all()
 }

@@ -9,13 +9,13 @@ use crate::Failure;
 
 const IMAGE: &str = "/etc/casemate/image.json";
 
-/// What the image says of itself.
+/// The image's own description of itself.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Image {
     pub(crate) version: ImageVersion,
     pub(crate) profile: String,
-    /// Unix time, seconds, at which it was made.
+    /// Unix time at which the image was made, seconds.
     pub(crate) time: u32,
 }
 

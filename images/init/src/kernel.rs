@@ -1,4 +1,4 @@
-//! What the kernel needs to be told before anything else can run.
+//! Settings of the kernel that are made before anything else runs.
 
 use std::ffi::CStr;
 use std::fs::{self, File};
@@ -15,10 +15,10 @@ use crate::console::Problem;
 const MODULES: &str = "/lib/modules";
 const MODULE_ORDER: &str = "/lib/modules/order";
 
-/// Source, folder, kind, flags, options.
+/// Source, folder, kind, flags and options of a mount.
 type Mount = (&'static str, &'static str, MountFlags, &'static CStr);
 
-/// In this order: later ones stand in earlier ones.
+/// The mounts, in this order: later ones lie in earlier ones.
 fn mounts() -> [Mount; 7] {
     let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     [
@@ -41,7 +41,7 @@ fn mounts() -> [Mount; 7] {
 pub(crate) fn mount_all() -> Result<(), Failure> {
     for (kind, folder, flags, options) in mounts() {
         match mount(kind, folder, kind, flags, options) {
-            // The kernel has mounted /dev by itself already.
+            // The kernel has mounted /dev already.
             Ok(()) | Err(rustix::io::Errno::BUSY) => {}
             Err(error) => return Err(Failure::step(format!("mount {folder}"))(error)),
         }
@@ -49,10 +49,10 @@ pub(crate) fn mount_all() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Descriptors that a program may have open: as many as the kernel allows by itself (`fs.nr_open`).
+/// Open descriptors that a program may have: the kernel's own default (`fs.nr_open`).
 const DESCRIPTORS: u64 = 1024 * 1024;
 
-/// Settings of a kernel that runs strangers' code: path under /proc/sys, and value.
+/// Settings for a kernel that runs untrusted code: path under /proc/sys, and value.
 const SETTINGS: &[(&str, &str)] = &[
     ("kernel/panic", "10"),
     ("kernel/panic_on_oops", "1"),
@@ -69,7 +69,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("fs/protected_fifos", "2"),
     ("fs/protected_regular", "2"),
     ("net/core/bpf_jit_harden", "2"),
-    // `default` is what interfaces begin with that are found later, and theirs is what counts.
+    // `default` sets the initial value of interfaces that appear later; the interface's own value
+    // decides.
     ("net/ipv4/conf/all/accept_redirects", "0"),
     ("net/ipv4/conf/default/accept_redirects", "0"),
     ("net/ipv4/conf/all/secure_redirects", "0"),
@@ -82,11 +83,11 @@ const SETTINGS: &[(&str, &str)] = &[
     ("net/ipv6/conf/default/accept_redirects", "0"),
     ("net/ipv4/tcp_syncookies", "1"),
     ("vm/unprivileged_userfaultfd", "0"),
-    // Each of thousands of workers has many small mappings.
+    // Thousands of workers have many small mappings each.
     ("vm/max_map_count", "1048576"),
 ];
 
-/// Makes the kernel strict. A setting that this kernel does not have is left out.
+/// Applies the settings. A setting that this kernel does not have is skipped.
 pub(crate) fn restrict() -> Result<(), Failure> {
     for (name, value) in SETTINGS {
         let path = Path::new("/proc/sys").join(name);
@@ -97,40 +98,40 @@ pub(crate) fn restrict() -> Result<(), Failure> {
             _ => {}
         }
     }
-    // No core dump of a process that has opened a secret: everything that we start has this limit
-    // too.
+    // A process that has opened a secret must not dump core: every program that init starts
+    // inherits this limit.
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),
     };
     setrlimit(Resource::Core, none).map_err(Failure::step("forbid core dumps"))?;
-    // Callers and workers have a descriptor each.
+    // Callers and workers need a descriptor each.
     let many = Rlimit {
         current: Some(DESCRIPTORS),
         maximum: Some(DESCRIPTORS),
     };
     setrlimit(Resource::Nofile, many).map_err(Failure::step("raise the limit of descriptors"))?;
-    // Ctrl-Alt-Del asks us instead of ending the machine at once. A machine without a keyboard may
-    // not know it.
+    // Ctrl-Alt-Del sends init a signal instead of restarting the machine at once. A machine without
+    // a keyboard may not support it.
     let _ = reboot(RebootCommand::CadOff);
     Ok(())
 }
 
-/// Loads a module of the root.
+/// Loads a kernel module of the root file system.
 pub(crate) fn load_module(name: &str, parameters: &CStr) -> io::Result<()> {
     let file = File::open(Path::new(MODULES).join(name))?;
     Ok(finit_module(file, parameters, 0)?)
 }
 
-/// Loads those that are listed, in their order; what could not be loaded. A machine needs not all
-/// of them.
+/// Loads the listed modules in their order, and returns a problem for each that failed. No machine
+/// needs all of them.
 pub(crate) fn load_modules() -> Vec<Problem> {
     let order = fs::read_to_string(MODULE_ORDER).unwrap_or_default();
     let failed = order
         .lines()
         .filter_map(|name| match load_module(name, c"") {
             Ok(()) => None,
-            // No device that it is for, or it is there already.
+            // There is no device for the module, or it is loaded already.
             Err(error)
                 if matches!(
                     error
@@ -143,7 +144,7 @@ pub(crate) fn load_modules() -> Vec<Problem> {
             }
             Err(error) => Some(Problem::new(
                 format!("the kernel module {name} cannot be loaded: {error}"),
-                "restart; if it stays, the image is damaged: write it anew",
+                "restart; if the failure repeats, the image is damaged: write it to the disk again",
             )),
         });
     failed.collect()

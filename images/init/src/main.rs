@@ -1,9 +1,9 @@
-//! `casemate-init`: the first program of a node's image. It makes the system the root, mounts what
-//! the kernel offers, loads modules, reads the seed, finds or makes the state partition, brings up
-//! the network, and then runs the node and says on the console how it is.
+//! `casemate-init`: the first program of a node's image. It makes the system the root, mounts the
+//! kernel's file systems, loads modules, reads the seed, finds or makes the state partition, brings
+//! up the network, and then runs the node and shows its state on the console.
 //!
-//! Nothing of it answers to anybody: there is no shell, no login and no port. What goes wrong is
-//! shown on the console, with what to do; what cannot be gone on from starts the machine again
+//! Nothing on the machine accepts input from a person: there is no shell, no login and no port. The
+//! console shows each fault and its remedy; after a fault without a remedy the machine restarts
 //! after ten seconds.
 #![forbid(unsafe_code)]
 
@@ -43,26 +43,26 @@ use settings::Settings;
 use storage::{Boot, Storage, Terms};
 use update::Update;
 
-/// Time to read what went wrong.
+/// Time to read the error on the console.
 const BEFORE_RESTART: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     if std::process::id() != 1 {
         console::say(
-            "casemate-init is the first program of an image; there is nothing else to use it for",
+            "casemate-init is the first program of a node image and cannot be run by hand",
         );
         return casemate_config::EXIT_USAGE.into();
     }
-    // What a panic says is on the console already: standard error leads there.
+    // The panic's message is on the console already, because standard error leads there.
     let ended = std::panic::catch_unwind(run);
     let why = match ended {
         Ok(Ok(node::End::PowerOff)) => power(RebootCommand::PowerOff),
         Ok(Ok(node::End::Restart)) => power(RebootCommand::Restart),
         Ok(Err(failure)) => failure.to_string(),
-        Err(_) => "a fault in casemate-init: please report what is above".to_owned(),
+        Err(_) => "casemate-init has crashed: please report the message above".to_owned(),
     };
     console::say(&format!(
-        "casemate cannot go on: {why}. This machine starts again in {} seconds.",
+        "casemate cannot continue: {why}. This machine restarts in {} seconds.",
         BEFORE_RESTART.as_secs()
     ));
     std::thread::sleep(BEFORE_RESTART);
@@ -70,16 +70,16 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Ends the machine; says why when it does not.
+/// Ends or restarts the machine; returns why, if that fails.
 fn power(command: RebootCommand) -> String {
     rustix::fs::sync();
     match reboot(command) {
-        Ok(()) => "the machine did not end".to_owned(),
-        Err(error) => format!("the machine did not end: {error}"),
+        Ok(()) => "the kernel did not end the machine".to_owned(),
+        Err(error) => format!("the kernel did not end the machine: {error}"),
     }
 }
 
-/// What cannot be gone on from.
+/// An error after which init cannot continue.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("cannot {step}: {source}")]
@@ -90,7 +90,7 @@ enum Failure {
     },
     #[error("{0}")]
     Module(String),
-    #[error("{0} is no description of an image")]
+    #[error("{0} is not a description of an image")]
     Image(&'static str),
 }
 
@@ -152,8 +152,8 @@ fn run() -> Result<node::End, Failure> {
         match runtime()?.block_on(node::wait(again, is_new))? {
             Waited::End(end) => return Ok(end),
             Waited::Found(found) => seed = found,
-            // An image that is tried and does not open the key is no good; another fault may have
-            // passed.
+            // An image on trial that does not open the key is bad; without a trial the fault may
+            // have passed.
             Waited::LongEnough if update.is_trial() => {
                 update.give_up(&why);
                 return Ok(node::End::Restart);
@@ -171,8 +171,8 @@ fn run() -> Result<node::End, Failure> {
     runtime()?.block_on(node::run(page, settings, seed, storage, update))
 }
 
-/// A state in which nothing can be served: it stays on the console for a while, and then the
-/// machine looks again.
+/// Shows a state in which nothing can be served, and waits for a while; then the machine looks
+/// again.
 fn wait(mut page: Page, problem: console::Problem) -> Result<node::End, Failure> {
     page.state("waiting for the operator");
     page.problem(problem);

@@ -22,30 +22,30 @@ use crate::console::Problem;
 use crate::settings::{Method, Network};
 
 const INTERFACES: &str = "/sys/class/net";
-/// Ethernet, in the kernel's `if_arp.h`.
+/// Hardware type of Ethernet, in the kernel's `if_arp.h`.
 const ETHERNET: &str = "1";
-/// Interfaces that are found late.
+/// Time for interfaces to appear.
 const APPEAR_WITHIN: Duration = Duration::from_secs(10);
-/// Before an interface whose client has failed is tried again.
+/// Pause before an interface whose DHCP client has failed is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// Of a default route, with the interface's number: each interface has one of its own, and none
-/// displaces another's.
+/// Base metric of a default route; the interface's index is added, so that no interface displaces
+/// another one's route.
 const METRIC: u32 = 100;
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
-/// Larger ones are nobody's DHCP packets.
+/// Larger packets are not DHCP.
 const MAX_PACKET_BYTES: usize = 2048;
-/// Where the C library and the vault look for nameservers.
+/// The file in which the C library and the vault look for nameservers.
 const RESOLV: &str = "/run/resolv.conf";
 
-/// When it is worth saying that no DHCP server answers.
+/// Time after which the console reports that no DHCP server answers.
 const SILENT_AFTER: Duration = Duration::from_secs(15);
 
-/// What the rest needs to know of the network.
+/// The state of the network for the rest of init.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct View {
-    /// By interface.
+    /// Addresses by interface.
     pub(crate) addresses: BTreeMap<String, String>,
     pub(crate) nameservers: Vec<IpAddr>,
     pub(crate) time_servers: Vec<String>,
@@ -53,7 +53,7 @@ pub(crate) struct View {
     pub(crate) silent: BTreeSet<String>,
 }
 
-/// Something new.
+/// A change of the network.
 #[derive(Debug)]
 pub(crate) enum News {
     View(View),
@@ -65,14 +65,14 @@ struct Interface {
     name: String,
     index: u32,
     hardware: [u8; 6],
-    /// There is no other.
+    /// The machine has no other interface.
     is_only: bool,
 }
 
-/// Brings everything up, and goes on renewing leases as long as anybody listens to the news.
+/// Brings all interfaces up, and renews leases as long as the receiver of the news exists.
 pub(crate) async fn run(network: Network, news: mpsc::Sender<News>) {
     if let Err(problem) = bring_up(&network, &news).await {
-        // Nobody listens any more: the machine ends.
+        // Nobody receives any more because the machine ends.
         let _ended = news.send(News::Problem(problem)).await;
     }
 }
@@ -82,13 +82,13 @@ async fn bring_up(network: &Network, news: &mpsc::Sender<News>) -> Result<(), Pr
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         Problem::new(
             format!("{what}: {error}"),
-            "restart; if it stays, report it",
+            "restart; if the failure repeats, report it",
         )
     };
     let (connection, handle, _) = new_connection()
         .map_err(|error| failed("the kernel's network cannot be reached", &error))?;
     tokio::spawn(connection);
-    // The loopback interface has the index 1 in every network namespace.
+    // The loopback interface has index 1 in every network namespace.
     up(&handle, 1)
         .await
         .map_err(|error| failed("lo cannot be brought up", &error))?;
@@ -157,7 +157,7 @@ async fn bring_up(network: &Network, news: &mpsc::Sender<News>) -> Result<(), Pr
                 held.remove(&name);
                 let problem = Problem::new(
                     format!("{name} cannot get an address: {why}"),
-                    "it is tried again; if it stays, give the addresses in network.toml",
+                    "init retries; if the failure repeats, give the addresses in network.toml",
                 );
                 if news.send(News::Problem(problem)).await.is_err() {
                     return Ok(());
@@ -168,7 +168,7 @@ async fn bring_up(network: &Network, news: &mpsc::Sender<News>) -> Result<(), Pr
     }
 }
 
-/// The named one, or every Ethernet interface.
+/// The named interface, or every Ethernet interface.
 async fn interfaces(only: Option<&str>) -> Result<Vec<Interface>, Problem> {
     let until = Instant::now() + APPEAR_WITHIN;
     loop {
@@ -184,7 +184,7 @@ async fn interfaces(only: Option<&str>) -> Result<Vec<Interface>, Problem> {
             let what = only.map_or("no network interface was found".to_owned(), |name| {
                 format!("there is no network interface {name}")
             });
-            let next = "attach one that the image has a driver for, or correct `interface` in network.toml";
+            let next = "attach an interface that the image has a driver for, or correct `interface` in network.toml";
             return Err(Problem::new(what, next));
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
@@ -228,7 +228,8 @@ async fn up(handle: &Handle, index: u32) -> Result<(), rtnetlink::Error> {
     handle.link().set(link).execute().await
 }
 
-/// `near`: the gateway is in one of our networks. Some clouds have it elsewhere, on the same wire.
+/// `near`: the gateway is in one of our networks. Some clouds place the gateway outside, on the
+/// same wire.
 async fn default_route(
     handle: &Handle,
     gateway: IpAddr,
@@ -254,7 +255,7 @@ async fn default_route(
     handle.route().add(message).replace().execute().await
 }
 
-/// What is known with these leases: the file's word comes before a server's.
+/// The view with these leases: settings of the file take precedence over a server's.
 fn view(base: &View, leases: &BTreeMap<String, Lease>) -> View {
     let mut view = base.clone();
     for (name, lease) in leases {
@@ -280,10 +281,10 @@ fn resolv(nameservers: &[IpAddr]) -> String {
         .collect()
 }
 
-/// The interface, and its lease, that it has none, or why it can have none.
+/// The interface, and its lease, the absence of one, or why it can have none.
 type Told = (String, Result<Option<Lease>, String>);
 
-/// Has and keeps a lease for an interface.
+/// Gets and renews a lease for an interface.
 async fn keep_lease(handle: Handle, interface: Interface, leases: mpsc::Sender<Told>) {
     while let Err(error) = lease(&handle, &interface, &leases).await {
         let told = (interface.name.clone(), Err(error.to_string()));
@@ -328,7 +329,7 @@ async fn lease(
             match effect {
                 Effect::Send(message) => {
                     let everybody = SocketAddr::from((Ipv4Addr::BROADCAST, SERVER_PORT));
-                    // A cable that is not there yet is no reason to stop.
+                    // A missing cable does not stop the client.
                     let _lost = socket.send_to(&message, everybody).await;
                 }
                 Effect::Bound(lease) => {
@@ -399,9 +400,9 @@ async fn apply(
     Ok(())
 }
 
-/// Whether packets must come from where ours would go (RFC 3704). Without an address everything
-/// comes from elsewhere, also a server's offer of one; with several interfaces a caller may come
-/// over another one than the answer goes.
+/// Sets whether a packet must arrive on the interface to which its answer would go (RFC 3704). The
+/// filter is off without an address, because it would drop a server's offer of one, and with
+/// several interfaces, because a caller's packets and the answers may use different ones.
 fn filter_sources(interface: &Interface, on: bool) {
     let value = match (on, interface.is_only) {
         (false, _) => "0",
@@ -411,13 +412,13 @@ fn filter_sources(interface: &Interface, on: bool) {
     set(interface, "ipv4", "rp_filter", value);
 }
 
-/// A setting of an interface. One that has just gone has none.
+/// Changes a setting of an interface. An interface that has just disappeared has none.
 fn set(interface: &Interface, protocol: &str, name: &str, value: &str) {
     let path = format!("/proc/sys/net/{protocol}/conf/{}/{name}", interface.name);
     let _gone = fs::write(path, value);
 }
 
-/// Takes an address away; the kernel takes the routes over it along.
+/// Removes an address; the kernel removes its routes too.
 async fn forget(handle: &Handle, interface: &Interface, address: Ipv4Addr) {
     use futures_util::TryStreamExt as _;
     let mut all = handle
@@ -430,7 +431,7 @@ async fn forget(handle: &Handle, interface: &Interface, address: Ipv4Addr) {
             .attributes
             .contains(&AddressAttribute::Address(IpAddr::V4(address)));
         if is_it {
-            // It may have gone with the interface.
+            // The address may have disappeared with the interface.
             let _gone = handle.address().del(message).execute().await;
         }
     }

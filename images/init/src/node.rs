@@ -1,4 +1,4 @@
-//! Runs the node: starts launch and starts it again, looks at how it is, and ends it in order.
+//! Runs the node: starts launch and restarts it, polls its status, and stops it in order.
 
 mod report;
 
@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait as wait_for_child};
 use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
@@ -26,29 +27,32 @@ use crate::update::{Health, MACHINE, Next, Update};
 use crate::{Failure, button, clock, figures, network};
 
 const LAUNCH: &str = "/usr/lib/casemate/casemate-launch";
-/// The only variable that launch gets.
+/// The only variable in the environment of launch.
 const PATH: &str = "/usr/lib/casemate";
 
-/// Between two looks at the node.
+/// Time between two polls of the node's status.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest status that is read, bytes.
 const MAX_STATUS_BYTES: u64 = 4 * 1024 * 1024;
 const STATUS_WITHIN: Duration = Duration::from_secs(5);
-/// A node that has said nothing for so long is ended and started again.
+/// A node that has not answered for so long is killed and started again.
 const SILENT_FOR: Duration = Duration::from_secs(60);
-/// Before a node that ended is started again; twice as long after each time, until it has run for a
-/// while.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// A node that ran for so long was well.
+/// Pauses before an ended node is started again: the first again once the node has run for
+/// [`RAN_WELL`].
+const RESTART: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_secs(1))
+    .with_max_delay(Duration::from_secs(60))
+    .without_max_times();
+/// A node that ran for so long counts as healthy.
 const RAN_WELL: Duration = Duration::from_secs(60);
-/// A node without a network serves what it has: nobody waits longer for an address.
+/// The node starts after this wait without an address: it can serve what it has without a network.
 const NETWORK_WITHIN: Duration = Duration::from_secs(10);
-/// For requests that are under way when the machine is told to end.
+/// Time for requests under way when the machine is shut down.
 const DRAIN_WITHIN: Duration = Duration::from_secs(25);
-/// What was missing may be there then: a disk on a network.
+/// Time until the machine restarts to look again: what was missing, such as a disk on a network,
+/// may be there then.
 pub(crate) const LOOKS_AGAIN: Duration = Duration::from_secs(120);
-/// For the operator to write it down, once the node has joined.
+/// Time for the operator to write the recovery key down, once the node has joined.
 const RECOVERY_KEY_SHOWN_FOR: Duration = Duration::from_secs(600);
 const WATCHDOG: &str = "/dev/watchdog";
 
@@ -59,14 +63,14 @@ pub(crate) enum End {
     Restart,
 }
 
-/// Launch, while it runs.
+/// The process of launch, while it runs.
 #[derive(Debug, Clone, Copy)]
 struct Running {
     pid: Pid,
     since: Instant,
-    /// When its status was last read.
+    /// When the status was last read.
     heard: Instant,
-    /// Told to end.
+    /// SIGTERM was sent.
     ending: bool,
 }
 
@@ -77,17 +81,17 @@ struct Node {
     storage: Storage,
     update: Update,
     health: Health,
-    /// With a recovery key on the page.
+    /// When the node became a member; set only while the page shows a recovery key.
     member_since: Option<Instant>,
     running: Option<Running>,
-    /// When it is started, if it does not run.
+    /// When the node is to be started, if it does not run.
     start_at: Option<Instant>,
-    pause: Duration,
-    /// Nameservers that it was started with; it reads them once.
+    pauses: ExponentialBackoff,
+    /// Nameservers with which the node was started; the node reads them once.
     started_with: Vec<IpAddr>,
     view: View,
     last_end: Option<String>,
-    /// It was no member when this boot began.
+    /// The node was no member when this boot began.
     is_newcomer: bool,
 }
 
@@ -104,7 +108,7 @@ impl Signals {
         let listen = |kind| signal(kind).map_err(Failure::step("listen to signals"));
         Ok(Self {
             child: listen(SignalKind::child())?,
-            // What the kernel sends for Ctrl-Alt-Del.
+            // The kernel sends SIGINT for Ctrl-Alt-Del.
             restart: listen(SignalKind::interrupt())?,
             power_off: listen(SignalKind::terminate())?,
             button: button::listen(),
@@ -112,17 +116,17 @@ impl Signals {
     }
 }
 
-/// How a wait has ended.
+/// How a wait ended.
 pub(crate) enum Waited<T> {
     End(End),
     /// What was waited for is there.
     Found(T),
-    /// Neither, in the time that was given.
+    /// The time ran out.
     LongEnough,
 }
 
-/// Nothing can be served: until somebody wants the machine to end, or something is found, or it has
-/// taken long enough.
+/// Waits while nothing can be served: until the machine is to end, `found` completes, or the time
+/// runs out.
 pub(crate) async fn wait<T>(
     time: Duration,
     mut look: impl FnMut() -> Option<T>,
@@ -158,7 +162,7 @@ pub(crate) async fn run(
 ) -> Result<End, Failure> {
     if let Some(recovery) = &storage.recovery {
         let text = format!(
-            "{} (write it down: it opens the storage key when the TPM does not)",
+            "{} (write it down: this key opens the storage key when the TPM does not)",
             **recovery
         );
         page.line("recovery", text);
@@ -177,12 +181,12 @@ pub(crate) async fn run(
         member_since: None,
         running: None,
         start_at: Some(Instant::now() + NETWORK_WITHIN),
-        pause: FIRST_PAUSE,
+        pauses: RESTART.build(),
         started_with: Vec::new(),
         view: View::default(),
         last_end: None,
     };
-    // The walls of the node are for what is there when it starts.
+    // The node checks its walls once, at its start, so everything that they need is set up first.
     let folder = Path::new(MACHINE).parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(folder).map_err(Failure::step(format!("make {}", folder.display())))?;
     node.update
@@ -211,7 +215,7 @@ pub(crate) async fn run(
             () = sleep_until(start_at.unwrap_or_else(Instant::now)), if start_at.is_some() => node.start(),
             _ = looks.tick() => {
                 if let Some(watchdog) = &mut watchdog {
-                    // A watchdog that cannot be fed ends the machine: that is what it is for.
+                    // A watchdog that is not fed restarts the machine: that is its purpose.
                     let _fed = std::io::Write::write(watchdog, b"1");
                 }
                 node.look().await;
@@ -226,7 +230,7 @@ pub(crate) async fn run(
     Ok(end)
 }
 
-/// Sets the clock now and then.
+/// Sets the clock at intervals.
 async fn keep_time(servers: Vec<String>, floor: u64, told: mpsc::Sender<Option<Problem>>) {
     loop {
         let (problem, pause) = match clock::ask(&servers, floor).await {
@@ -246,7 +250,7 @@ async fn keep_time(servers: Vec<String>, floor: u64, told: mpsc::Sender<Option<P
     }
 }
 
-/// Children that have ended, and how.
+/// Reaps children that have ended, and records how the node ended.
 fn reap() -> Vec<(Pid, rustix::process::WaitStatus)> {
     let mut ended = Vec::new();
     while let Ok(Some(child)) = wait_for_child(WaitOptions::NOHANG) {
@@ -256,7 +260,7 @@ fn reap() -> Vec<(Pid, rustix::process::WaitStatus)> {
 }
 
 impl Node {
-    /// What is new of the network; the time servers, when they are others.
+    /// Takes over changes of the network, and restarts the clock when the time servers change.
     fn hear(&mut self, news: News) -> Option<Vec<String>> {
         let view = match news {
             News::Problem(problem) => {
@@ -271,7 +275,7 @@ impl Node {
         self.page.network((!silent.is_empty()).then(|| {
             Problem::new(
                 format!("no DHCP server answers on {silent}"),
-                "check the cable and the network, or give the addresses in network.toml; it is asked for again",
+                "check the cable and the network, or give the addresses in network.toml; DHCP requests continue",
             )
         }));
         let addresses = self
@@ -314,7 +318,7 @@ impl Node {
             .stdin(Stdio::null())
             .spawn();
         let now = Instant::now();
-        // Whoever ends is reaped by `reap`, so the handle is not kept.
+        // `reap` collects every child that ends, so the handle is dropped.
         let pid = child.map(|child| Pid::from_raw(i32::try_from(child.id()).unwrap_or(0)));
         match pid {
             Ok(Some(pid)) => {
@@ -333,7 +337,7 @@ impl Node {
             Err(error) => {
                 self.page.problem(Problem::new(
                     format!("{LAUNCH} cannot be started: {error}"),
-                    "restart; if it stays, the image is damaged: write it anew",
+                    "restart; if the failure repeats, the image is damaged: write it to the disk again",
                 ));
                 self.again_later();
             }
@@ -341,11 +345,11 @@ impl Node {
     }
 
     fn again_later(&mut self) {
-        self.start_at = Some(Instant::now() + self.pause);
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        let pause = self.pauses.next().unwrap_or_default();
+        self.start_at = Some(Instant::now() + pause);
     }
 
-    /// Every process whose parent has gone ends up as our child: most of them are nobody we know.
+    /// Every orphaned process becomes a child of init; most of them are unknown to it.
     fn reaped(&mut self) {
         for (pid, status) in reap() {
             let Some(running) = self.running.filter(|running| running.pid == pid) else {
@@ -353,7 +357,7 @@ impl Node {
             };
             self.running = None;
             if running.since.elapsed() > RAN_WELL || running.ending {
-                self.pause = FIRST_PAUSE;
+                self.pauses = RESTART.build();
             }
             let how = match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => format!("exit code {code}"),
@@ -366,7 +370,7 @@ impl Node {
     }
 
     fn terminate(&mut self, running: Running) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _gone = kill_process(running.pid, Signal::TERM);
         self.running = Some(Running {
             ending: true,
@@ -374,15 +378,16 @@ impl Node {
         });
     }
 
-    /// It reads its nameservers once. Not every change is worth a restart, and a server on the wire
-    /// decides none: the first ones are, and others after a while.
+    /// Whether the node runs with outdated nameservers; the node reads them once, at its start. The
+    /// first nameservers cause a restart at once. Later changes wait until the node has run for a
+    /// while, so that a server on the network cannot restart the node at will.
     fn has_old_nameservers(&self, running: Running) -> bool {
         let now = &self.view.nameservers;
         let is_due = self.started_with.is_empty() || running.since.elapsed() > RAN_WELL;
         !now.is_empty() && *now != self.started_with && is_due && !running.ending
     }
 
-    /// What is new of the machine's image, in the light of how the node is.
+    /// Looks for changes of the machine's image, given the health of the node.
     async fn look_at_image(&mut self) -> Next {
         let next = self
             .update
@@ -390,8 +395,8 @@ impl Node {
             .await;
         if let Err(error) = self.update.tell(&self.storage) {
             self.page.problem(Problem::new(
-                format!("the node cannot be told what this machine is: {error}"),
-                "restart; if it stays, report it",
+                format!("the description of this machine for the node cannot be written: {error}"),
+                "restart; if the failure repeats, report it",
             ));
         }
         next
@@ -401,9 +406,9 @@ impl Node {
         self.health = Health::default();
         let Some(running) = self.running else {
             if let Some(how) = &self.last_end {
-                let what = format!("the node ended with {how}; it is started again");
+                let what = format!("the node ended with {how}; it will be started again");
                 let next =
-                    "what it said is above; correct the seed and restart if it is a configuration"
+                    "the node's own messages are above; if they name a mistake in the configuration, correct the seed and restart"
                         .to_owned();
                 self.page.state("the node does not run");
                 self.page.problems_of_node(vec![Problem { what, next }]);
@@ -411,7 +416,7 @@ impl Node {
             return;
         };
         if self.has_old_nameservers(running) {
-            say("the nameservers have changed: the node starts again");
+            say("the nameservers have changed: the node is restarted with them");
             self.terminate(running);
         }
         let Some(running) = self.running else { return };
@@ -428,15 +433,15 @@ impl Node {
                 }
             }
             _ if running.heard.elapsed() > SILENT_FOR => {
-                say("the node does not answer: it is ended and started again");
-                // It may have ended by itself.
+                say("the node does not answer: it is killed and started again");
+                // The process may have ended by itself.
                 let _gone = kill_process(running.pid, Signal::KILL);
             }
             _ => {}
         }
     }
 
-    /// Puts the node's own words on the page.
+    /// Puts the node's status on the page.
     fn show(&mut self, status: &Value) {
         let vault = &status["vault"];
         let is_member = vault["member"] == true;
@@ -459,8 +464,8 @@ impl Node {
                 self.page.remove_line("recovery");
                 if let Err(fault) = self.storage.recovery_was_shown() {
                     self.page.problem(Problem::new(
-                        format!("the recovery key will be shown again: {fault}"),
-                        "restart; if it stays, look at the TPM in the firmware's settings",
+                        format!("the TPM did not record that the recovery key was shown, so it will be shown again: {fault}"),
+                        "restart; if the failure repeats, check the TPM in the firmware's settings",
                     ));
                 }
             }
@@ -480,7 +485,7 @@ impl Node {
         }
     }
 
-    /// Ends the node in order, as long as that takes no longer than it may.
+    /// Stops the node in order, within [`DRAIN_WITHIN`].
     async fn end(&mut self, signals: &mut Signals) {
         self.page.state("ending");
         self.page.show();
@@ -496,8 +501,8 @@ impl Node {
     }
 }
 
-/// What a node says of itself. One that says what is not understood, or more than is read, is there
-/// all the same.
+/// Reads the status of a node. A node that answers with an unknown or too long status still counts
+/// as running.
 async fn read_status(socket: &Path) -> std::io::Result<Option<Value>> {
     let mut text = Vec::new();
     let stream = UnixStream::connect(socket).await?;

@@ -7,20 +7,20 @@ use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use zeroize::Zeroizing;
 
-/// Of a storage key, and of a recovery key.
+/// Length of a storage key, and of a recovery key.
 pub(crate) const KEY_BYTES: usize = 32;
-/// The checksum tells a slip of the pen from another machine's key.
+/// The checksum distinguishes a typing mistake from another machine's key.
 const CHECKSUM_BYTES: usize = 4;
-/// Letters between two hyphens.
+/// Letters between two hyphens of the key's text.
 const GROUP: usize = 6;
-/// Longest text that is looked at.
+/// Longest text that is parsed.
 const MAX_TEXT_BYTES: usize = 256;
 const PURPOSE: &[u8] = b"casemate storage key 1";
 
-/// 256 bits of a secret.
+/// A secret of 256 bits.
 pub(crate) type Key = Zeroizing<[u8; KEY_BYTES]>;
 
-/// A new one.
+/// A new random key.
 pub(crate) fn random_key() -> Result<Key, &'static str> {
     let mut key = Key::default();
     SystemRandom::new()
@@ -29,12 +29,12 @@ pub(crate) fn random_key() -> Result<Key, &'static str> {
     Ok(key)
 }
 
-/// See the module.
+/// The recovery key of a machine; it seals and opens a copy of the storage key.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct RecoveryKey(pub(crate) Key);
 
 impl RecoveryKey {
-    /// Reads what [`Self::to_text`] shows; spaces, hyphens and the case of letters do not matter.
+    /// Parses the text of [`Self::to_text`]; spaces, hyphens and the case of letters do not matter.
     pub(crate) fn parse(text: &[u8]) -> Result<Self, &'static str> {
         let expected = "expected the letters and digits that were shown at the first boot";
         if text.len() > MAX_TEXT_BYTES {
@@ -52,12 +52,12 @@ impl RecoveryKey {
         let (key, sum) = bytes.split_first_chunk().ok_or(expected)?;
         let key = Self(Zeroizing::new(*key));
         if sum != key.checksum() {
-            return Err("a letter of it is wrong, or missing");
+            return Err("a letter of the recovery key is wrong or missing");
         }
         Ok(key)
     }
 
-    /// For the operator, and for nobody else.
+    /// The text for the operator, to be shown on the console alone.
     pub(crate) fn to_text(&self) -> Zeroizing<String> {
         let bytes = Zeroizing::new([&self.0[..], &self.checksum()].concat());
         let letters = Zeroizing::new(BASE32_NOPAD.encode(&bytes).to_lowercase());
@@ -82,7 +82,7 @@ impl RecoveryKey {
         Ok(LessSafeKey::new(key))
     }
 
-    /// A recovery key seals one storage key and nothing else, so it needs no nonce of its own.
+    /// The nonce is constant, because a recovery key seals one storage key and nothing else.
     fn nonce() -> Nonce {
         Nonce::assume_unique_for_key([0; 12])
     }
@@ -100,10 +100,13 @@ impl RecoveryKey {
         let opened = self
             .cipher()?
             .open_in_place(Self::nonce(), Aad::from(PURPOSE), &mut bytes)
-            .map_err(|_| "it belongs to another machine, or to an earlier key of this one")?;
+            .map_err(|_| {
+                "this recovery key belongs to another machine, or to an earlier storage key of \
+                 this one"
+            })?;
         let key: &[u8; KEY_BYTES] = (&*opened)
             .try_into()
-            .map_err(|_| "what it opens is no storage key")?;
+            .map_err(|_| "the sealed content is not a storage key")?;
         Ok(Zeroizing::new(*key))
     }
 }
@@ -124,7 +127,7 @@ mod tests {
         assert!(read == key && read.open(&sealed).unwrap() == storage);
         let other = RecoveryKey(random_key().unwrap());
         other.open(&sealed).unwrap_err();
-        // Any one letter that is another one is noticed.
+        // Any single wrong letter is detected.
         for at in (0..text.len()).filter(|at| text.as_bytes()[*at] != b'-') {
             let mut slip = text.as_bytes().to_vec();
             slip[at] = if slip[at] == b'a' { b'b' } else { b'a' };

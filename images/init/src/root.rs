@@ -1,5 +1,5 @@
-//! From the kernel's first files to the system: the initramfs has this program, and the system as a
-//! compressed file system, of which only what is read takes memory.
+//! Makes the system the root. The initramfs holds this program, and the system as a compressed file
+//! system, of which only the files that are read take more memory.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -13,18 +13,18 @@ use rustix::process::{chdir, chroot};
 use crate::Failure;
 use crate::kernel::{load_module, load_modules};
 
-/// In the initramfs.
+/// The system's file in the initramfs.
 const SYSTEM: &str = "/system.squashfs";
-/// A disk in memory, made as large as that.
+/// The module for a disk in memory, loaded with the size of the system.
 const DISK_MODULE: &str = "brd.ko";
 const DISK: &str = "/dev/ram0";
-/// Where it is mounted until it is the root.
+/// Mount point of the system until it becomes the root.
 const SECOND_ROOT: &str = "/mnt";
-/// What the boot stub has put beside the initramfs' own files (systemd-stub(7)).
+/// The folder in which the boot stub puts its own files (systemd-stub(7)).
 const FROM_STUB: &str = "/.extra";
 
-/// Makes the system the root, read only, on a mount of its own: whoever makes a smaller root for a
-/// program (`pivot_root(2)`) needs one there, and the kernel's first root has none above it.
+/// Makes the system the root, read-only, on a mount of its own. A program that makes a smaller root
+/// (`pivot_root(2)`) needs such a mount, and the kernel's first root has none above it.
 pub(crate) fn enter_system() -> Result<(), Failure> {
     let failed = |step: &str| Failure::step::<Errno>(format!("{step} for the root"));
     let dev_flags = MountFlags::NOSUID | MountFlags::NOEXEC;
@@ -43,15 +43,15 @@ pub(crate) fn enter_system() -> Result<(), Failure> {
         let place = format!("{SECOND_ROOT}{FROM_STUB}");
         mount_bind(FROM_STUB, &place).map_err(failed("keep what the boot stub has measured"))?;
     }
-    unmount("/dev", UnmountFlags::DETACH).map_err(failed("take away /dev"))?;
+    unmount("/dev", UnmountFlags::DETACH).map_err(failed("unmount /dev"))?;
     chdir(SECOND_ROOT).map_err(failed("change folder"))?;
     mount_move(".", "/").map_err(failed("move the mount"))?;
     chroot(".").map_err(failed("change root"))?;
     chdir("/").map_err(failed("change folder"))
 }
 
-/// Moves the system there: it is in memory once. A loop device would spare the copy, and needs a
-/// call that no safe crate has.
+/// Moves the system to the disk in memory, so that it is in memory only once. A loop device would
+/// avoid the copy, but needs a system call that no safe crate offers.
 fn fill_disk() -> io::Result<()> {
     let mut system = File::open(SYSTEM)?;
     let kib = system.metadata()?.len().div_ceil(1024);

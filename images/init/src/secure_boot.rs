@@ -6,22 +6,22 @@ use std::path::Path;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 const VARIABLES: &str = "/sys/firmware/efi/efivars";
-/// With the GUID of the specification's own variables.
+/// The variable's name with the GUID of the specification's own variables.
 const SECURE_BOOT: &str = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
 
-/// A machine whose firmware does not say is one that does not.
+/// A machine whose firmware has no such variable counts as one without Secure Boot.
 pub(crate) fn is_on() -> bool {
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     if mount("efivarfs", VARIABLES, "efivarfs", flags, None).is_err() {
         return false;
     }
     let value = fs::read(Path::new(VARIABLES).join(SECURE_BOOT));
-    // What stays mounted is read only.
+    // The file system stays mounted, read-only.
     let _unmounted = unmount(VARIABLES, UnmountFlags::empty());
     value.is_ok_and(|value| is_set(&value))
 }
 
-/// Four bytes of attributes stand before the value (the kernel's
+/// The value follows four bytes of attributes (the kernel's
 /// `Documentation/filesystems/efivarfs.rst`).
 fn is_set(variable: &[u8]) -> bool {
     matches!(variable, [_, _, _, _, 1])

@@ -1,5 +1,5 @@
-//! What the operator gives a machine at its first boot: a few named files, over whichever way the
-//! machine has.
+//! The seed: a few named files that the operator gives a machine at its first boot, in one of these
+//! ways:
 //!
 //! | way | name there | of file `join-token` |
 //! |---|---|---|
@@ -7,7 +7,7 @@
 //! | SMBIOS type 11 | `io.systemd.credential[.binary]:casemate.NAME=` | as systemd's credentials |
 //! | a disk or partition | file of that name in its root | FAT labelled `CASEMATE`, or the ISO or GPT name `CASEMATE_SEED` |
 //!
-//! A file that comes over more than one way is taken from the first in this order.
+//! A file that comes in more than one way is taken from the first way in this order.
 
 mod firmware;
 mod volume;
@@ -19,13 +19,13 @@ use crate::console::{Page, Problem};
 
 /// Largest file of a seed, bytes.
 pub(crate) const MAX_FILE_BYTES: usize = 64 * 1024;
-/// Disks that are found late.
+/// Time for disks to appear.
 const APPEARS_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Most files of a seed.
 const MAX_FILES: usize = 32;
 
-/// Files that a seed may have beside certificates and keys (`*.pem`).
+/// Files that a seed may contain beside certificates and keys (`*.pem`).
 pub(crate) const JOIN_TOKEN: &str = "join-token";
 pub(crate) const NETWORK: &str = "network.toml";
 pub(crate) const NODE: &str = "node.toml";
@@ -33,7 +33,7 @@ pub(crate) const VAULT: &str = "vault.toml";
 pub(crate) const STORAGE: &str = "storage.toml";
 pub(crate) const UPDATE: &str = "update.toml";
 pub(crate) const RECOVERY_KEY: &str = "recovery-key";
-/// Nobody finds these on a disk once they were used, and they are kept nowhere else.
+/// Files that are wiped from the seed's disk after use, and never stored.
 pub(crate) const SECRETS: [&str; 2] = [JOIN_TOKEN, RECOVERY_KEY];
 const KNOWN: [&str; 7] = [
     JOIN_TOKEN,
@@ -45,30 +45,29 @@ const KNOWN: [&str; 7] = [
     RECOVERY_KEY,
 ];
 
-/// The way of what the firmware hands over.
+/// The way of files that the firmware passes on.
 const FIRMWARE: &str = "firmware";
 
 /// One file of a seed.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Item {
     pub(crate) bytes: Vec<u8>,
-    /// How it came.
+    /// The way in which the file came.
     pub(crate) way: String,
-    /// Whoever can plug in a disk has written it.
+    /// The file comes from a disk, which anybody near the machine can plug in.
     pub(crate) is_of_a_disk: bool,
 }
 
-/// See the module.
+/// The files of a seed, and the disks that they came from.
 #[derive(Default)]
 pub(crate) struct Seed {
     pub(crate) items: BTreeMap<String, Item>,
-    /// Disks with secrets on them, and which.
+    /// Disks with secrets, and the names of these.
     volumes: Vec<(volume::Volume, Vec<String>)>,
 }
 
 impl Seed {
-    /// Everything that can be found. A machine that knows nothing yet waits a while for a disk that
-    /// its drivers find late.
+    /// Finds all files. A new machine waits a while for a disk whose driver is slow.
     pub(crate) fn find(page: &mut Page, is_new: bool) -> Self {
         let until = Instant::now() + APPEARS_WITHIN;
         loop {
@@ -80,7 +79,8 @@ impl Seed {
         }
     }
 
-    /// What is there now. What is not understood is a problem on the page, and the rest counts.
+    /// Reads the files that are there now. A file that cannot be read becomes a problem on the
+    /// page.
     pub(crate) fn read(page: &mut Page) -> Self {
         let mut seed = Self::default();
         let firmware = firmware::fw_cfg().into_iter().chain(firmware::smbios(page));
@@ -111,7 +111,7 @@ impl Seed {
 
     fn add(&mut self, page: &mut Page, name: &str, bytes: Vec<u8>, way: &str) {
         let problem = if !is_known(name) {
-            format!("{name:?} is no file of a seed")
+            format!("{name:?} is not a file of a seed")
         } else if bytes.len() > MAX_FILE_BYTES {
             format!(
                 "{name} has {} bytes, expected at most {MAX_FILE_BYTES}",
@@ -134,8 +134,8 @@ impl Seed {
         ));
     }
 
-    /// A secret was used: nobody finds it on a disk any more. A problem for each disk on which it
-    /// stays.
+    /// Wipes a secret that was used from the seed's disks. Returns a problem for each disk on which
+    /// the secret stays.
     pub(crate) fn forget(&mut self, name: &str) -> Vec<Problem> {
         self.items.remove(name);
         let is_on = |secrets: &[String]| secrets.iter().any(|secret| secret == name);
@@ -151,7 +151,7 @@ impl Seed {
     }
 }
 
-/// A name that leads to no other place.
+/// Whether a seed may contain this name; the names lead to no other folder.
 fn is_known(name: &str) -> bool {
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
     let pem = name.strip_suffix(".pem");

@@ -1,4 +1,4 @@
-//! What this machine was told: the files of the seed, and those of an earlier seed, which the state
+//! The machine's configuration: the files of the seed, and those of earlier seeds, which the state
 //! partition keeps.
 
 use std::collections::BTreeMap;
@@ -8,39 +8,40 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use casemate_config::Mistake;
+use casemate_durable::PRIVATE;
 use ipnet::IpNet;
 use ring::hmac;
-use rustix::fs::{Gid, Mode, Uid};
+use rustix::fs::{Gid, Uid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::console::{Page, Problem};
-use crate::files::{read_json, write_whole};
+use crate::files::read_json;
 use crate::node_state::NodeState;
 use crate::recovery::Key;
 use crate::seed::{JOIN_TOKEN, NETWORK, NODE, SECRETS, STORAGE, Seed, UPDATE, VAULT};
 use crate::update;
 
-/// Where the files of a seed are kept, for root alone.
+/// The file in which the files of seeds are kept, readable by root alone.
 const KEPT: &str = "config.json";
-/// Longest, bytes: as many files as a seed may have, in base64.
+/// Longest such file, bytes: as many files as a seed may have, in base64.
 const MAX_KEPT_BYTES: u64 = 4 * 1024 * 1024;
-/// What is proven of them.
+/// The context of the proof.
 const PROOF: &[u8] = b"casemate configuration of a machine 1";
-/// Where the programs find them, each readable by the one that it is for.
+/// The folder in which the programs find their files, each readable by the program that it is for.
 const LIVE: &str = "/run/casemate";
-/// Settings of node.toml and vault.toml that an image leaves no choice of.
+/// Settings of node.toml and vault.toml that the image fixes.
 const FIXED: [&str; 2] = ["admin_socket", "storage_key_file"];
-/// Where the vault finds the key that init has opened.
+/// The file in which the vault finds the key that init has opened.
 const STORAGE_KEY: &str = "storage.key";
 
-/// Launch counts the programs' users from here.
+/// The first user id that launch gives to a program.
 pub(crate) const UID_BASE: u32 = 700_000;
 const SUPERVISOR: u32 = UID_BASE + 1;
 const VAULT_USER: u32 = UID_BASE + 2;
 const GATEWAY: u32 = UID_BASE + 3;
 
-/// Without a seed's word: callers come over plain HTTP.
+/// The configuration without a seed: callers come over plain HTTP.
 const DEFAULT_NODE: &str = "[gateway]\nlisten = [\"0.0.0.0:80\"]\n";
 const DEFAULT_VAULT: &str = "join_token_file = \"join-token\"\n";
 
@@ -48,34 +49,34 @@ const DEFAULT_VAULT: &str = "join_token_file = \"join-token\"\n";
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Method {
-    /// DHCPv4, and IPv6 by what routers advertise.
+    /// DHCPv4, and IPv6 by router advertisements.
     #[default]
     Dhcp,
-    /// Only what routers advertise.
+    /// Router advertisements alone.
     Slaac,
-    /// Only what stands in the file.
+    /// The addresses in the file alone.
     Static,
 }
 
-/// `network.toml`.
+/// The content of `network.toml`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Network {
     pub(crate) method: Method,
-    /// The only interface that is used; all that there are when it is not named.
+    /// The only interface to use; `None` means all interfaces.
     pub(crate) interface: Option<String>,
     pub(crate) addresses: Vec<IpNet>,
     pub(crate) gateways: Vec<IpAddr>,
     pub(crate) nameservers: Vec<IpAddr>,
-    /// Names or addresses of SNTP servers, before those that DHCP names.
+    /// Names or addresses of SNTP servers; they take precedence over those from DHCP.
     pub(crate) time_servers: Vec<String>,
 }
 
-/// `storage.toml`.
+/// The content of `storage.toml`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Storage {
-    /// The storage key is sealed to a TPM, or there is none.
+    /// The machine may keep a storage key only if the key is sealed to a TPM.
     require_tpm: bool,
 }
 
@@ -104,7 +105,7 @@ impl Network {
             .is_some_and(|name| !is_interface(name))
         {
             wrong.push(format!(
-                "{NETWORK}: `interface` is no name of one, such as \"eth0\""
+                "{NETWORK}: `interface` is not a valid name, such as \"eth0\""
             ));
         }
         if wrong.is_empty() {
@@ -115,7 +116,7 @@ impl Network {
     }
 }
 
-/// Every mistake with its file and line.
+/// Parses a file; each mistake becomes a problem with file and line.
 fn parse<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, Vec<String>> {
     casemate_config::parse(text).map_err(|mistakes| {
         let line = |mistake: &Mistake| format!("{name}:{}: {}", mistake.line, mistake.message);
@@ -123,29 +124,29 @@ fn parse<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, Vec<String>> 
     })
 }
 
-/// A name that leads to no other place.
+/// Whether a name can be an interface's, and leads to no other folder.
 fn is_interface(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..16).contains(&name.len()) && name.bytes().all(is_plain) && !name.starts_with('.')
 }
 
-/// See the module.
+/// The machine's configuration, read once at the start of init.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) network: Network,
-    /// Where the programs find their configuration.
+    /// The folder in which the programs find their configuration.
     pub(crate) live: PathBuf,
     /// The node's state folder.
     pub(crate) state: NodeState,
-    /// Whether a join token is at hand.
+    /// Whether there is a join token.
     pub(crate) has_token: bool,
     /// Without a TPM that seals the storage key, nothing is served.
     pub(crate) require_tpm: bool,
-    /// How a new image is taken.
+    /// Settings of image updates.
     pub(crate) update: update::Settings,
     /// The files of this seed and of earlier ones.
     files: Files,
-    /// Those of this one.
+    /// The files of this seed alone.
     given: Files,
     before: Kept,
     kept: PathBuf,
@@ -155,12 +156,13 @@ pub(crate) struct Settings {
 /// Files of a seed by name.
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// The files of earlier seeds. Whoever can write the disk can write this too, but for the proof.
+/// The stored files of earlier seeds. Only the proof shows that they were not changed on the disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Kept {
     #[serde(with = "base64_files")]
     files: Files,
-    /// By a key that the storage key gives; none where the vault keeps that itself.
+    /// A proof made with a key derived from the storage key; `None` where the vault keeps the
+    /// storage key itself.
     proof: Option<String>,
 }
 
@@ -169,7 +171,7 @@ impl Kept {
         Ok(read_json(path, MAX_KEPT_BYTES)?.unwrap_or_default())
     }
 
-    /// Whether these files were kept by who had opened this key.
+    /// Whether these files were stored by a program that had opened this key.
     fn is_proven(&self, key: &Key) -> bool {
         let proof = self.proof.as_deref().map(hex::decode);
         let Some(Ok(proof)) = proof else { return false };
@@ -177,7 +179,7 @@ impl Kept {
     }
 }
 
-/// Each name and file with its length in front.
+/// The input of the proof: each name and file with its length in front.
 fn to_prove(files: &Files) -> Vec<u8> {
     let mut bytes = PROOF.to_vec();
     for part in files
@@ -223,13 +225,13 @@ mod base64_files {
 }
 
 impl Settings {
-    /// Reads what the seed brings and what was kept of earlier ones.
+    /// Reads the seed, and the stored files of earlier seeds.
     pub(crate) fn take(seed: &Seed, state: &Path, page: &mut Page) -> Self {
         let kept = state.join(KEPT);
         let before = Kept::read(&kept).unwrap_or_else(|error| {
             page.problem(Problem::new(
-                format!("the configuration that was kept cannot be read: {error}"),
-                "give it again, over the firmware",
+                format!("the stored configuration cannot be read: {error}"),
+                "give the configuration again, over the firmware",
             ));
             Kept::default()
         });
@@ -241,11 +243,11 @@ impl Settings {
             if SECRETS.contains(&name.as_str()) || !is_new {
                 continue;
             }
-            // Whoever plugs a disk into a node that serves must not choose whom its vault trusts.
+            // A person who plugs a disk into a serving node must not choose whom its vault trusts.
             if has_joined && item.is_of_a_disk && name != NETWORK {
                 page.problem(Problem::new(
-                    format!("{name} on {} is not taken: this machine has joined", item.way),
-                    "give it over the firmware, or make the machine anew with an empty state partition",
+                    format!("{name} on {} is ignored: this machine has joined", item.way),
+                    "give the file over the firmware, or set the machine up again with an empty state partition",
                 ));
                 continue;
             }
@@ -256,7 +258,7 @@ impl Settings {
         let mut files = before.files.clone();
         files.extend(given.clone());
         let token = seed.items.get(JOIN_TOKEN).map(|item| item.bytes.clone());
-        // One that cannot be read may have demanded it.
+        // A file that cannot be read may have demanded it.
         let is_unsound = seed.items.contains_key(STORAGE) && !files.contains_key(STORAGE);
         let storage = read_in::<Storage>(&files, STORAGE);
         let mut settings = Self {
@@ -276,7 +278,7 @@ impl Settings {
         settings
     }
 
-    /// Reads what is for init.
+    /// Reads the files that are for init itself.
     fn read_own(&mut self, page: &mut Page) {
         let text = self
             .files
@@ -287,7 +289,7 @@ impl Settings {
             wrong.into_iter().for_each(|what| {
                 page.problem(Problem::new(
                     what,
-                    "the one that was kept is no good: give another; DHCP is used",
+                    "the stored file is invalid: give another; DHCP is used until then",
                 ));
             });
             Network::default()
@@ -295,23 +297,23 @@ impl Settings {
         self.update = read_in(&self.files, UPDATE).unwrap_or_default();
     }
 
-    /// Keeps everything, and puts it where the programs look for it, with the storage key, if the
-    /// vault does not keep that itself. What somebody else has kept in our place is not used.
+    /// Stores all files, and puts them where the programs look for them, with the storage key
+    /// unless the vault keeps that itself. Stored files without a valid proof are not used.
     pub(crate) fn offer(
         &mut self,
         key: Option<&Key>,
         is_new_key: bool,
         page: &mut Page,
     ) -> Result<(), Problem> {
-        // Until this machine has joined there is nothing that a foreign setting could harm.
+        // Until this machine has joined, a foreign setting can do no harm.
         if let Some(key) = key
             && self.state.has_identity()
             && !is_new_key
             && !self.before.is_proven(key)
         {
             let problem = Problem::new(
-                "somebody has changed the configuration on the state partition: none of it is used",
-                "find out who has had the disk, and give the whole configuration again, over the firmware",
+                "the configuration on the state partition was changed by another program: none of it is used",
+                "find out who had access to the disk, and give the whole configuration again, over the firmware",
             );
             if self.given.is_empty() {
                 return Err(problem);
@@ -331,10 +333,10 @@ impl Settings {
         if kept != self.before {
             let text = serde_json::to_vec(&kept).map_err(io::Error::from);
             let written =
-                text.and_then(|text| write_whole(&self.kept, &text, Mode::RUSR | Mode::WUSR));
+                text.and_then(|text| casemate_durable::replace(&self.kept, PRIVATE, &text));
             written.map_err(|error| {
                 Problem::new(
-                    format!("the configuration cannot be kept on the state partition: {error}"),
+                    format!("the configuration cannot be stored on the state partition: {error}"),
                     "the partition may be full or damaged: make it larger, or replace the disk",
                 )
             })?;
@@ -342,8 +344,8 @@ impl Settings {
         let offered = offer(&self.files, &self.live, self.token.as_deref(), key);
         offered.map_err(|error| {
             Problem::new(
-                format!("the configuration cannot be offered to the programs: {error}"),
-                "restart; if it stays, report it",
+                format!("the configuration cannot be written for the programs: {error}"),
+                "restart; if the failure repeats, report it",
             )
         })?;
         let vault = fs::read_to_string(self.live.join(VAULT)).unwrap_or_default();
@@ -357,7 +359,7 @@ impl Settings {
     }
 }
 
-/// A file that was kept only after it had parsed; none when it does not.
+/// Parses a stored file, which had parsed when it was stored; the default when it does not parse.
 fn read_in<T: DeserializeOwned + Default>(files: &Files, name: &str) -> Option<T> {
     let text = files
         .get(name)
@@ -365,13 +367,13 @@ fn read_in<T: DeserializeOwned + Default>(files: &Files, name: &str) -> Option<T
     parse(name, text).ok()
 }
 
-/// Whether a machine with this state partition has neither joined nor kept a file of a seed.
+/// Whether a machine with this state partition has neither joined nor stored a file of a seed.
 pub(crate) fn is_new(state: &Path) -> bool {
     !NodeState::on(state).has_identity() && !state.join(KEPT).exists()
 }
 
-/// Whether a file of the seed may take the place of the one before. The node's programs read their
-/// own to the end, and say what they make of it.
+/// Whether a file of the seed may replace the stored one. The node's programs read their own files
+/// and report their mistakes themselves.
 fn is_sound(name: &str, bytes: &[u8], page: &mut Page) -> bool {
     let wrong = match (name, std::str::from_utf8(bytes)) {
         (_, Err(error)) => vec![format!("{name}: {error}")],
@@ -384,7 +386,9 @@ fn is_sound(name: &str, bytes: &[u8], page: &mut Page) -> bool {
             Ok(table) => FIXED
                 .iter()
                 .filter(|fixed| table.contains_key(**fixed))
-                .map(|fixed| format!("{name}: `{fixed}` is the image's own business"))
+                .map(|fixed| {
+                    format!("{name}: `{fixed}` is set by the image and cannot be configured")
+                })
                 .collect(),
             Err(mistakes) => mistakes,
         },
@@ -393,15 +397,13 @@ fn is_sound(name: &str, bytes: &[u8], page: &mut Page) -> bool {
     for what in &wrong {
         page.problem(Problem::new(
             what.clone(),
-            format!(
-                "correct {name} in the seed and restart; until then what was there before counts"
-            ),
+            format!("correct {name} in the seed and restart; until then the earlier file is used"),
         ));
     }
     wrong.is_empty()
 }
 
-/// Copies for the programs, in memory: each can read what is for it, and write nothing.
+/// Writes copies for the programs, in memory: each program can read its own files, and write none.
 fn offer(files: &Files, live: &Path, token: Option<&[u8]>, key: Option<&Key>) -> io::Result<()> {
     make_folder(live, 0o755)?;
     for (name, text) in [(NODE, DEFAULT_NODE), (VAULT, DEFAULT_VAULT)] {
@@ -409,7 +411,7 @@ fn offer(files: &Files, live: &Path, token: Option<&[u8]>, key: Option<&Key>) ->
         let mut bytes = kept.unwrap_or_else(|| text.as_bytes().to_vec());
         if let (VAULT, Some(key)) = (name, key) {
             hand_over(&live.join(STORAGE_KEY), &key[..], Some(VAULT_USER))?;
-            // Before the first table.
+            // The setting goes before the first table.
             let setting = format!("storage_key_file = \"{STORAGE_KEY}\"\n");
             bytes.splice(..0, setting.into_bytes());
         }
@@ -424,7 +426,7 @@ fn offer(files: &Files, live: &Path, token: Option<&[u8]>, key: Option<&Key>) ->
     Ok(())
 }
 
-/// Who may read a file; everybody when it is no secret.
+/// The user who may read a file; `None` when everybody may, because it holds no secret.
 fn owner(name: &str, bytes: &[u8]) -> Option<u32> {
     let marker = b"PRIVATE KEY-----";
     let is_key = bytes.windows(marker.len()).any(|window| window == marker);
@@ -437,12 +439,8 @@ fn owner(name: &str, bytes: &[u8]) -> Option<u32> {
 }
 
 fn hand_over(path: &Path, bytes: &[u8], owner: Option<u32>) -> io::Result<()> {
-    let mode = if owner.is_some() {
-        Mode::RUSR
-    } else {
-        Mode::RUSR | Mode::RGRP | Mode::ROTH
-    };
-    write_whole(path, bytes, mode)?;
+    let mode = if owner.is_some() { 0o400 } else { 0o444 };
+    casemate_durable::replace(path, mode, bytes)?;
     if let Some(owner) = owner {
         rustix::fs::chown(path, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))?;
     }
@@ -478,7 +476,7 @@ mod tests {
         let mut changed = kept.clone();
         changed.files.insert("c.pem".into(), b"anchor".to_vec());
         assert!(!changed.is_proven(&key));
-        // Bytes that move from a name to its file are others.
+        // Bytes that move from a name to its file give another proof.
         let moved = Files::from([("vault.tomla".to_owned(), vec![]), ("b.pem".into(), vec![])]);
         assert_ne!(to_prove(&moved), to_prove(&kept.files));
         let none = Kept {

@@ -4,9 +4,9 @@
 //! |---|---|---|
 //! | `tpm` | in `keys/storage.json`, sealed to the TPM | an image that its key has approved, Secure Boot as it was, no newer image seen |
 //! | `recovery` | the same | the operator's recovery key, for this boot; sealed anew when the TPM allows |
-//! | `clear` | the vault's own file | whoever has the disk has it; the page says so, and `require_tpm` forbids it |
+//! | `clear` | the vault's own file | everybody who has the disk has the key; the page shows `clear`, and `require_tpm` forbids this state |
 //!
-//! A key that once was sealed is never replaced by a new one: without it, nothing on the partition
+//! A key that was sealed once is never replaced by a new one: without it, nothing on the partition
 //! opens.
 
 mod boot;
@@ -18,24 +18,23 @@ use std::path::Path;
 
 use casemate_measured_boot::{PcrValue, sealed_policy};
 use ring::hmac;
-use rustix::fs::Mode as FileMode;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 pub(crate) use boot::Boot;
 
 use crate::console::{Page, Problem};
-use crate::files::{read_json, write_whole};
+use crate::files::read_json;
 use crate::node_state::NodeState;
 use crate::recovery::{KEY_BYTES, Key, RecoveryKey, random_key};
 use crate::tpm::{Fault, Sealed, Tpm};
 
-/// On the state partition, for root alone.
+/// The folder on the state partition, readable by root alone.
 const FOLDER: &str = "keys";
 const SEALED: &str = "storage.json";
 /// Longest file with a sealed key, bytes.
 const MAX_SEALED_BYTES: u64 = 64 * 1024;
-/// Derives the owner's authorization of the TPM.
+/// Input from which the TPM's owner authorization is derived.
 const OWNER: &[u8] = b"casemate TPM owner 1";
 
 /// How the key was opened.
@@ -46,14 +45,14 @@ pub(crate) enum Mode {
     Clear,
 }
 
-/// `keys/storage.json`. A newer image may know more fields, and the one before must open it all the
-/// same.
+/// The content of `keys/storage.json`. A newer image may add fields; the image before it must open
+/// the file all the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Kept {
     sealed: Sealed,
-    /// Whose approvals open it, PEM.
+    /// The image key whose approvals open the sealed key, PEM.
     image_key: String,
-    /// What was measured when it was sealed: to say later what has changed.
+    /// The PCR values at sealing, to report later which has changed.
     pcrs: BTreeMap<u8, PcrValue>,
     /// The storage key, sealed by the recovery key.
     #[serde(with = "hex::serde")]
@@ -65,36 +64,37 @@ struct Kept {
 pub(crate) struct Terms<'a> {
     /// The recovery key, if the seed has one.
     pub(crate) recovery: Option<&'a [u8]>,
-    /// No key in clear.
+    /// A key in clear is forbidden.
     pub(crate) require_tpm: bool,
     /// The seed has a join token: a machine without a key is to be a new node.
     pub(crate) has_token: bool,
-    /// This image is being tried: what is sealed now would not open for the one before.
+    /// This image is on trial: what is sealed now would not open for the image before it.
     pub(crate) is_trial: bool,
 }
 
-/// What opening has come to.
+/// The result of opening the key.
 struct Opened {
     mode: Mode,
     key: Option<Key>,
     recovery: Option<RecoveryKey>,
 }
 
-/// The key is open, or is the vault's own business.
+/// The storage key after opening: open here, or kept by the vault itself.
 pub(crate) struct Storage {
     pub(crate) mode: Mode,
-    /// The key; none when the vault keeps it itself.
+    /// The key; `None` when the vault keeps it itself.
     pub(crate) key: Option<Key>,
-    /// The recovery key was needed, and is not any more.
+    /// The recovery key was used, and the key is now sealed again.
     pub(crate) was_recovered: bool,
     /// The key was sealed for the first time.
     pub(crate) is_new: bool,
-    /// To be shown until the operator has had time to write it down.
+    /// The recovery key, to be shown until the operator has had time to write it down.
     pub(crate) recovery: Option<Zeroizing<String>>,
     boot: Boot,
 }
 
-/// What the owner of the TPM is authorized by: only who has opened the key knows it.
+/// The TPM's owner authorization, derived from the storage key: only a program that has opened the
+/// key knows it.
 fn owner(key: &Key) -> Zeroizing<Vec<u8>> {
     let key = hmac::Key::new(hmac::HMAC_SHA256, &**key);
     let mut value = hmac::sign(&key, OWNER).as_ref().to_vec();
@@ -108,7 +108,7 @@ fn owner(key: &Key) -> Zeroizing<Vec<u8>> {
 fn broken(fault: &Fault) -> Problem {
     Problem::new(
         fault.to_string(),
-        "restart; if it stays, look at the TPM in the firmware's settings",
+        "restart; if the failure repeats, check the TPM in the firmware's settings",
     )
 }
 
@@ -127,7 +127,7 @@ impl Storage {
             None => Self::first(state, &folder, &mut boot, terms, page)?,
             Some(kept) => Self::again(kept, &folder, &mut boot, terms, page)?,
         };
-        // A recovery key that was needed is not given back.
+        // A recovery key that was used is not returned.
         let was_sealed_anew =
             kept.is_some() && opened.mode == Mode::Tpm && opened.recovery.is_none();
         if let Some(key) = &opened.key
@@ -139,13 +139,13 @@ impl Storage {
         if let Some(tpm) = &mut boot.tpm {
             let was_shown = tpm.recovery_was_shown().map_err(|fault| broken(&fault))?;
             recovery = opened.recovery.filter(|_| !was_shown);
-            // Later in this boot, nothing opens it once more.
+            // Nothing that runs later in this boot can open the key again.
             tpm.end_opening().map_err(|fault| broken(&fault))?;
         }
         page.opened();
         if opened.mode == Mode::Tpm && !boot.secure_boot {
             page.problem(Problem::new(
-                "Secure Boot is off: whoever has this machine can start other software, which opens the storage key",
+                "Secure Boot is off: anybody at this machine can start other software, which can open the storage key",
                 "turn it on in the firmware's settings, with the key that the image is signed by; then give the recovery key once",
             ));
         }
@@ -159,7 +159,7 @@ impl Storage {
         })
     }
 
-    /// One that the vault keeps itself.
+    /// A key that the vault keeps itself.
     #[cfg(test)]
     pub(crate) fn in_clear() -> Self {
         Self {
@@ -176,7 +176,7 @@ impl Storage {
         }
     }
 
-    /// There is no sealed key: seals one, or leaves it to the vault.
+    /// No key is sealed yet: seals one, or leaves the key to the vault.
     fn first(
         state: &Path,
         folder: &Path,
@@ -201,8 +201,8 @@ impl Storage {
         let node = NodeState::on(state);
         let has_sealed = node.has_identity();
         let key = match fs::read(node.clear_storage_key()) {
-            // Without an identity nothing is sealed with it yet, and whoever has put it there would
-            // know it.
+            // Without an identity no record depends on the vault's file yet, and somebody may have
+            // put the file there and know the key.
             Ok(bytes) if has_sealed => <[u8; KEY_BYTES]>::try_from(&Zeroizing::new(bytes)[..])
                 .map(Zeroizing::new)
                 .map_err(|_| lost("the vault's file is no storage key")),
@@ -232,7 +232,7 @@ impl Storage {
         })
     }
 
-    /// Opens the key that was sealed.
+    /// Opens the sealed key.
     fn again(
         kept: &Kept,
         folder: &Path,
@@ -278,7 +278,7 @@ impl Storage {
         let older = boot.is_older().unwrap_or_else(Some);
         let may_seal = older.is_none() && !terms.is_trial;
         let mode = if may_seal && boot.sealer().is_ok() {
-            // Whoever gives the recovery key has said whose machine this is, and has seen the key.
+            // Who gives the recovery key has proven to own this machine, and has seen the key.
             let parts = Sealing {
                 key: &key,
                 recovery: &recovery,
@@ -309,7 +309,7 @@ impl Storage {
         })
     }
 
-    /// What the key is sealed with, for the operator of many machines.
+    /// How the key is protected, in one word for operators of many machines.
     pub(crate) fn sealed_with(&self) -> &'static str {
         match self.mode {
             Mode::Tpm if self.boot.secure_boot => "tpm",
@@ -319,7 +319,7 @@ impl Storage {
         }
     }
 
-    /// The operator has seen the recovery key: it is not shown again.
+    /// Records that the operator has seen the recovery key: it is not shown again.
     pub(crate) fn recovery_was_shown(&mut self) -> Result<(), Fault> {
         self.recovery = None;
         match (&self.key, &mut self.boot.tpm) {
@@ -328,7 +328,7 @@ impl Storage {
         }
     }
 
-    /// This image is good: no older one opens the key any more.
+    /// Records that this image is good: no older image opens the key any more.
     pub(crate) fn raise_floor(&mut self) -> Result<(), Fault> {
         let (Mode::Tpm, Some(key)) = (self.mode, &self.key) else {
             return Ok(());
@@ -340,18 +340,18 @@ impl Storage {
     }
 }
 
-/// What is sealed.
+/// Inputs of [`seal`].
 struct Sealing<'a> {
     key: &'a Key,
     recovery: &'a RecoveryKey,
     /// The key, sealed by the recovery key.
     sealed_recovery: Vec<u8>,
-    /// The operator has the recovery key.
+    /// The operator already has the recovery key.
     was_shown: bool,
 }
 
-/// Seals a key to the TPM as it is now, and keeps what came out. A cut at any point leaves a key
-/// that opens, if need be by the recovery key.
+/// Seals a key to the TPM's present state, and writes the result to the state partition. A kill at
+/// any point leaves a key that opens, if need be with the recovery key.
 fn seal(
     boot: &mut Boot,
     folder: &Path,
@@ -362,7 +362,7 @@ fn seal(
     let key = parts.key;
     let (tpm, image_key, signed, platform) = boot
         .sealer()
-        .map_err(|why| Problem::new(why, "restart; if it stays, report it"))?;
+        .map_err(|why| Problem::new(why, "restart; if the failure repeats, report it"))?;
     let image_key = image_key.clone();
     let version = signed.approval.version.as_u64();
     let sealed = (|| {
@@ -382,14 +382,15 @@ fn seal(
     let text = serde_json::to_vec(&kept).map_err(|error| full(&error.into()))?;
     let write = || {
         fs::create_dir_all(folder)?;
-        write_whole(&folder.join(SEALED), &text, FileMode::RUSR)
+        casemate_durable::replace(&folder.join(SEALED), 0o400, &text)
     };
     write().map_err(|error| full(&error))?;
     finish_owner(boot, key, page);
     Ok(())
 }
 
-/// Nobody but who has opened the key may change the floor from here on.
+/// Makes the storage key the TPM's owner authorization: from then on only a program that has opened
+/// the key may change the floor.
 fn finish_owner(boot: &mut Boot, key: &Key, page: &mut Page) {
     let Some(tpm) = &mut boot.tpm else { return };
     let ours = owner(key);
@@ -400,14 +401,14 @@ fn finish_owner(boot: &mut Boot, key: &Key, page: &mut Page) {
     if let Err(fault) = finished {
         page.problem(Problem::new(
             format!("the version floor is not ours: {fault}"),
-            "somebody else has had this machine's TPM: clear it in the firmware, and give the recovery key",
+            "this machine's TPM has another owner: clear it in the firmware, and give the recovery key",
         ));
     }
 }
 
-/// A TPM that nothing of ours is sealed to any more: what was sealed before, to another state of
-/// this machine, must not open later. Its floor. One of ours whose key is lost with its disk is
-/// cleared when this machine is to be another node; one of somebody else's is left alone.
+/// Clears the TPM, so that no object sealed before, to another state of this machine, opens later;
+/// returns the floor that it had. A TPM of ours whose key was lost with its disk is cleared only
+/// when this machine is to be a new node; a TPM with another owner is left alone.
 fn make_free(tpm: &mut Tpm, ours: &[u8], is_wanted: bool) -> Result<u64, Fault> {
     if !tpm.is_owned()? {
         return Ok(0);
@@ -430,12 +431,12 @@ fn cannot_seal(fault: &Fault) -> Problem {
     let next = if fault.is_authorization() {
         "the TPM is another disk's or owner's: attach the right disk; for a new node give a join token, or clear the TPM in the firmware"
     } else {
-        "restart; if it stays, look at the TPM in the firmware's settings"
+        "restart; if the failure repeats, check the TPM in the firmware's settings"
     };
     Problem::new(format!("the storage key cannot be sealed: {fault}"), next)
 }
 
-/// Something was sealed with a key that is not there any more: another one would not open it.
+/// The storage key that sealed the records is gone, and a new key would not open them.
 fn lost(why: &str) -> Problem {
     Problem::new(
         format!("the storage key of this state partition is gone: {why}"),
@@ -446,7 +447,7 @@ fn lost(why: &str) -> Problem {
 fn random(wrong: &'static str) -> Problem {
     Problem::new(
         format!("the storage key cannot be made: {wrong}"),
-        "restart; if it stays, report it",
+        "restart; if the failure repeats, report it",
     )
 }
 
@@ -467,11 +468,10 @@ fn read_kept(folder: &Path) -> Result<Option<Kept>, Problem> {
     })
 }
 
-/// Removes a file, and the disk knows it.
+/// Removes a file and syncs its folder.
 fn remove(path: &Path) -> io::Result<()> {
     fs::remove_file(path)?;
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    fs::File::open(folder)?.sync_all()
+    casemate_durable::sync_folder(path.parent().unwrap_or(Path::new("/")))
 }
 
 #[cfg(test)]

@@ -1,20 +1,20 @@
-//! Updates of the image: takes what the vault has accepted, tries it, and keeps it when the node is
-//! well with it.
+//! Updates of the image: init installs the image that the vault has accepted, tries it, and keeps
+//! it when the node is healthy with it.
 //!
 //! ```mermaid
 //! stateDiagram-v2
 //!     [*] --> Steady
-//!     Steady --> Writing: the vault names a newer image, and its file is here
+//!     Steady --> Writing: the vault names a newer image, and its file is complete
 //!     Writing --> [*]: restart into it, after a random pause
 //!     [*] --> Trial: this image has not been blessed
-//!     Trial --> Steady: well for a while, blessed, older images are shut out
-//!     Trial --> [*]: not well in time, restart: the boot loader counts
-//!     Steady --> Steady: back from an image whose tries are used up, it is refused from now on
+//!     Trial --> Steady: healthy for a while, blessed, older images locked out
+//!     Trial --> [*]: not healthy in time, restart: the boot loader counts
+//!     Steady --> Steady: back from an image whose tries are used up, which is refused from now on
 //! ```
 //!
-//! The vault is the judge: what its file names was signed by the fleet's root, for this node's
-//! pool, with a version that only rises. The supervisor brings the bytes; they count when their
-//! digest does.
+//! The vault is the judge: the image that its file names was signed by the fleet's root, for this
+//! node's pool, with a version that only rises. The supervisor delivers the file, which counts only
+//! with the right digest.
 
 mod trial;
 
@@ -22,10 +22,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use casemate_durable::PRIVATE;
 use casemate_trust::id::Digest;
 use casemate_trust::image::{ImageVersion, MAX_IMAGE_BYTES};
 use ring::rand::{SecureRandom as _, SystemRandom};
-use rustix::fs::Mode as FileMode;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -36,35 +36,35 @@ pub(crate) use trial::Health;
 
 use crate::boot_partition::{BootPartition, Entry, Fault, TRIES};
 use crate::console::{Page, Problem};
-use crate::files::{open_file, read_json, write_whole};
+use crate::files::{open_file, read_json};
 use crate::node_state::NodeState;
 use crate::storage::{Mode, Storage};
 
-/// On the state partition, for root alone.
+/// The record of updates on the state partition, readable by root alone.
 const RECORD: &str = "update.json";
-/// What the node is told of the machine; in a folder of its own, which the supervisor may read.
+/// The description of the machine for the node, in a folder that the supervisor may read.
 pub(crate) const MACHINE: &str = "/run/machine/machine.json";
 /// Longest of these files, bytes.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
-/// Refused images that are remembered: of older ones the version is too low anyway.
+/// Refused images that are remembered; images before them have too low a version anyway.
 const MAX_REFUSED: usize = 16;
-/// A storage key that does not open is tried again: a fault may have passed.
+/// Time until a storage key that does not open is tried again: the fault may have passed.
 const LOOKS_AGAIN: Duration = Duration::from_secs(120);
-/// With an image that is tried, it shows that the image is no good.
+/// The same time with an image on trial: a key that stays sealed shows that the image is bad.
 const TRIAL_SEALED_FOR: Duration = Duration::from_secs(30);
-/// An image that cannot be written is tried again.
+/// Pause before an image that could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// `update.toml`.
+/// The content of `update.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Settings {
-    /// Longest pause before the restart into a new image, so that not all nodes of a pool restart
-    /// at once. Seconds.
+    /// Longest pause before the restart into a new image, seconds. It is random, so that not all
+    /// nodes of a pool restart at once.
     pub(crate) spread_secs: u32,
-    /// How long the node must be well with a new image. Seconds.
+    /// Time for which the node must be healthy with a new image, seconds.
     pub(crate) healthy_secs: u32,
-    /// When it has not been by then, the machine restarts. Seconds.
+    /// Time after which a machine that is not healthy restarts, seconds.
     pub(crate) trial_secs: u32,
 }
 
@@ -78,7 +78,7 @@ impl Default for Settings {
     }
 }
 
-/// `vault/image.json`.
+/// The content of `vault/image.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Accepted {
     version: ImageVersion,
@@ -86,7 +86,7 @@ pub(crate) struct Accepted {
     bytes: u64,
 }
 
-/// An image that did not do, and why.
+/// An image that failed its trial, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Refused {
     version: ImageVersion,
@@ -94,22 +94,23 @@ struct Refused {
     why: String,
 }
 
-/// `update.json`. A newer image may know more fields, and the one before must read it all the same.
+/// The content of `update.json`. A newer image may add fields; the image before it must read the
+/// file all the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 struct Record {
-    /// The image that is tried.
+    /// The image on trial.
     trying: Option<Accepted>,
-    /// The machine was told to restart into it.
+    /// The machine was restarted into it.
     restarted: bool,
-    /// How the node was before.
+    /// The health of the node before the trial.
     before: Health,
     /// Why the last try was given up.
     why: Option<String>,
     refused: Vec<Refused>,
 }
 
-/// What the machine is to do.
+/// What the machine has to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
     GoOn,
@@ -118,30 +119,30 @@ pub(crate) enum Next {
 
 enum Phase {
     Steady,
-    /// This image is tried; it begins when the node is started.
+    /// This image is on trial; the trial begins when the node is started.
     Untried,
     Trial(Trial),
     /// The file is being written.
     Writing(JoinHandle<Result<(), Fault>>, Record),
-    /// A new image is there.
+    /// The new image is written, and the machine restarts at this time.
     Restarting(Instant),
-    /// Not before this.
+    /// The image could not be written; the next try is at this time.
     Failed(Instant),
 }
 
-/// See the module.
+/// The state of updates; the node's loop polls it with [`Update::look`].
 pub(crate) struct Update {
     version: ImageVersion,
     settings: Settings,
-    /// None when this machine does not start from a disk of its own.
+    /// `None` when this machine does not start from a disk of its own.
     boot: Option<BootPartition>,
     record: Record,
     phase: Phase,
-    /// The best that this boot has seen.
+    /// The best health that this boot has seen.
     best: Health,
-    /// This image's file is there, and is not counted.
+    /// This image's file exists, and its tries are not counted.
     is_blessed: bool,
-    /// What it does now, for people.
+    /// The present activity, as text for the operator.
     doing: Option<String>,
     record_file: PathBuf,
     node: NodeState,
@@ -149,7 +150,7 @@ pub(crate) struct Update {
 }
 
 impl Update {
-    /// Finds out what this boot is: a usual one, a trial, or the way back from one.
+    /// Determines the kind of this boot: usual, a trial, or the return from one.
     pub(crate) fn start(
         version: ImageVersion,
         boot: Option<BootPartition>,
@@ -159,8 +160,8 @@ impl Update {
         let record_file = state.join(RECORD);
         let record = read_json::<Record>(&record_file, MAX_FILE_BYTES).unwrap_or_else(|error| {
             page.problem(Problem::new(
-                format!("what is known of earlier images cannot be read: {error}"),
-                "an image that did not come up may be tried once more",
+                format!("the record of earlier images cannot be read: {error}"),
+                "an image that failed earlier may be tried once more",
             ));
             None
         });
@@ -192,7 +193,7 @@ impl Update {
                     "the image {} was tried and refused: {}",
                     refused.version, refused.why
                 ),
-                "push a newer one; this machine goes on with the image that it has",
+                "push a newer image; this machine keeps running the present one",
             ));
         }
         update
@@ -207,7 +208,7 @@ impl Update {
             Some(tried) if tried.version != self.version => {
                 let file = images.iter().find(|entry| entry.version == tried.version);
                 let left = file.and_then(|entry| entry.tries_left);
-                // It was told to start it, and has not even tried.
+                // The boot loader was asked to start the image, and has not counted a try.
                 let is_ignored = self.record.restarted && left == Some(TRIES);
                 let is_over = left == Some(0) || is_ignored;
                 if is_over {
@@ -215,7 +216,7 @@ impl Update {
                         if is_ignored {
                             "the firmware does not start from this disk".to_owned()
                         } else {
-                            format!("it did not come up in {TRIES} tries")
+                            format!("it did not become healthy in {TRIES} tries")
                         }
                     });
                     self.record
@@ -229,7 +230,7 @@ impl Update {
                     let excess = self.record.refused.len().saturating_sub(MAX_REFUSED);
                     self.record.refused.drain(..excess);
                 }
-                // Without a file, it was never tried: power was cut before.
+                // Without a file the image was never tried: power was cut before.
                 if file.is_none() || is_over {
                     self.record.trying = None;
                     self.save()?;
@@ -243,7 +244,7 @@ impl Update {
                 self.doing = Some(format!("trying the image {}", self.version));
             }
             Some(_) => {
-                // Blessed, and power was cut before this was written down.
+                // The image was blessed, and power was cut before the record was written.
                 self.record = Record {
                     refused: std::mem::take(&mut self.record.refused),
                     ..Record::default()
@@ -265,12 +266,12 @@ impl Update {
         Ok(())
     }
 
-    /// Whether this image is being tried.
+    /// Whether this image is on trial.
     pub(crate) fn is_trial(&self) -> bool {
         matches!(self.phase, Phase::Untried | Phase::Trial(_))
     }
 
-    /// How long a storage key that does not open is waited for.
+    /// How long to wait for a storage key that does not open.
     pub(crate) fn sealed_for(&self) -> Duration {
         if self.is_trial() {
             TRIAL_SEALED_FOR
@@ -279,14 +280,14 @@ impl Update {
         }
     }
 
-    /// This try has failed.
+    /// Records that this try has failed.
     pub(crate) fn give_up(&mut self, why: &str) {
         self.record.why = Some(why.to_owned());
-        // When it cannot be kept, the reason is missing later, and nothing else.
+        // If the record cannot be written, only the reason is lost.
         let _kept = self.save();
     }
 
-    /// The key is open and the node is started: a trial begins, or older images are shut out.
+    /// The key is open and the node starts: begins a trial, or locks older images out.
     pub(crate) fn node_runs(
         &mut self,
         settings: &Settings,
@@ -297,8 +298,8 @@ impl Update {
         if self.is_blessed {
             shut_out_older(storage, page);
         }
-        // What was not started from this disk is nobody's word; one that is given to the machine
-        // proves itself too.
+        // For an image that was not started from this disk, the boot loader vouches for nothing; so
+        // a machine that loads its image otherwise has a trial too.
         if matches!(self.phase, Phase::Untried) || self.boot.is_none() {
             let secs = |secs: u32| Duration::from_secs(secs.into());
             let at_least = Health {
@@ -318,7 +319,7 @@ impl Update {
         save(&self.record_file, &self.record)
     }
 
-    /// Looks at how the node is, and at whether there is something new.
+    /// Checks the health of the node, and whether there is a new image.
     pub(crate) async fn look(
         &mut self,
         health: Health,
@@ -335,7 +336,7 @@ impl Update {
                     self.bless(storage, page);
                     Next::GoOn
                 }
-                // There is no other one to go back to.
+                // There is no other image to go back to.
                 Verdict::Bad(_) if self.boot.is_none() => Next::GoOn,
                 Verdict::Bad(why) => {
                     let secs = self.settings.trial_secs;
@@ -362,8 +363,8 @@ impl Update {
             Phase::Failed(until) if now < *until => Next::GoOn,
             Phase::Restarting(_) => Next::GoOn,
             Phase::Steady | Phase::Failed(_) => {
-                // A machine whose key is sealed to nothing that the next boot has stays as it is,
-                // and so does one that is not well.
+                // No update starts on a machine whose key the next boot could not open, or that is
+                // not healthy.
                 if health.vault && storage.mode != Mode::Recovery {
                     self.take_what_is_new(page);
                 }
@@ -397,7 +398,7 @@ impl Update {
         shut_out_older(storage, page);
     }
 
-    /// Begins to write the image that the vault has accepted, when it is newer and here.
+    /// Begins to write the image that the vault has accepted, when that is newer and complete.
     fn take_what_is_new(&mut self, page: &mut Page) {
         let Ok(Some(accepted)) = read_json::<Accepted>(&self.node.accepted_image(), MAX_FILE_BYTES)
         else {
@@ -412,7 +413,7 @@ impl Update {
         }
         let Some(boot) = self.boot.clone() else {
             self.doing = Some(format!(
-                "the image {} waits: this machine has no boot partition, and starts what it is given",
+                "the image {} waits: this machine has no boot partition; replace the image where it boots from",
                 accepted.version
             ));
             return;
@@ -424,7 +425,7 @@ impl Update {
                 .then_some(file)
                 .ok_or_else(|| io::ErrorKind::NotFound.into())
         });
-        // It is still on its way.
+        // The file is not complete yet.
         let Ok(mut file) = file else { return };
         self.doing = Some(format!("writing the image {}", accepted.version));
         page.line("update", self.doing.clone().unwrap_or_default());
@@ -464,7 +465,7 @@ impl Update {
             .unwrap_or_else(|error| Err(Fault::Io(io::Error::other(error))));
         match done {
             Ok(()) => {
-                // As it is on the disk by now.
+                // The record is already on the disk in this form.
                 self.record = record;
                 let pause = random_below(self.settings.spread_secs);
                 self.doing = Some(format!(
@@ -481,14 +482,14 @@ impl Update {
         }
     }
 
-    /// That the newest image that came did not do.
+    /// Why the newest image that arrived was refused, if so.
     fn newest_refusal(&self) -> Option<String> {
         let refused = self.record.refused.last()?;
         let is_newer = refused.version > self.version;
         is_newer.then(|| format!("the image {} was refused: {}", refused.version, refused.why))
     }
 
-    /// Tells the node what the machine is, when that has changed.
+    /// Writes the description of the machine for the node, when it has changed.
     pub(crate) fn tell(&mut self, storage: &Storage) -> io::Result<()> {
         let told = serde_json::json!({
             "version": self.version,
@@ -500,27 +501,26 @@ impl Update {
         });
         let told = told.to_string().into_bytes();
         if told != self.told {
-            let everybody = FileMode::RUSR | FileMode::RGRP | FileMode::ROTH;
-            write_whole(Path::new(MACHINE), &told, everybody)?;
+            casemate_durable::replace(Path::new(MACHINE), 0o444, &told)?;
             self.told = told;
         }
         Ok(())
     }
 }
 
-/// No older image opens the storage key from here on.
+/// Locks older images out: from here on they cannot open the storage key.
 fn shut_out_older(storage: &mut Storage, page: &mut Page) {
     if let Err(fault) = storage.raise_floor() {
         page.problem(Problem::new(
-            format!("older images are not shut out: {fault}"),
-            "restart; if it stays, look at the TPM in the firmware's settings",
+            format!("older images can still open the storage key: {fault}"),
+            "restart; if the failure repeats, check the TPM in the firmware's settings",
         ));
     }
 }
 
 fn unsaved(error: &io::Error) -> Problem {
     Problem::new(
-        format!("what is known of images cannot be kept: {error}"),
+        format!("the record of images cannot be written: {error}"),
         "the state partition may be full or damaged",
     )
 }
@@ -528,22 +528,24 @@ fn unsaved(error: &io::Error) -> Problem {
 fn problem(fault: &Fault) -> Problem {
     let next = match fault {
         Fault::Full { .. } => {
-            "the boot partition must hold two images: write the disk anew with a larger one"
+            "the boot partition must hold two images: write the disk again with a larger one"
         }
-        Fault::Digest { .. } => "it is fetched again; if it stays, the disk is damaged",
-        Fault::Io(_) => "it is tried again; if it stays, the disk is damaged: replace it",
+        Fault::Digest { .. } => {
+            "the node fetches it again; if the failure repeats, the disk is damaged"
+        }
+        Fault::Io(_) => "init retries; if the failure repeats, the disk is damaged: replace it",
     };
     Problem::new(fault.to_string(), next)
 }
 
 fn save(path: &Path, record: &Record) -> io::Result<()> {
     let text = serde_json::to_vec(record)?;
-    write_whole(path, &text, FileMode::RUSR | FileMode::WUSR)
+    casemate_durable::replace(path, PRIVATE, &text)
 }
 
 fn random_below(secs: u32) -> Duration {
     let mut bytes = [0; 4];
-    // Without random numbers, at once.
+    // Without random numbers the machine restarts at once.
     let is_random = SystemRandom::new().fill(&mut bytes).is_ok();
     let part = if is_random {
         u32::from_le_bytes(bytes)

@@ -1,5 +1,5 @@
-//! The image key: RSA, since firmware and every TPM know it, and since its signatures are the same
-//! each time.
+//! The image key: RSA, because firmware and every TPM support it, and because its signatures are
+//! deterministic.
 
 use pkcs1::RsaPublicKey;
 use pkcs1::der::Decode as _;
@@ -13,7 +13,7 @@ use crate::Error;
 use crate::pcr::sha256;
 use crate::policy::{Approval, SignedApproval};
 
-/// Size of a key that every TPM knows.
+/// The key size that every TPM supports.
 pub const KEY_BITS: usize = 2048;
 const EXPONENT: [u8; 3] = [1, 0, 1];
 
@@ -22,10 +22,10 @@ const ALG_RSA: u16 = 0x0001;
 const ALG_SHA256: u16 = 0x000b;
 const ALG_NULL: u16 = 0x0010;
 const ALG_RSASSA: u16 = 0x0014;
-/// `TPMA_OBJECT`: `userWithAuth` and `sign`: what a key that comes from outside is loaded with.
+/// `TPMA_OBJECT`: `userWithAuth` and `sign`, the attributes with which an external key is loaded.
 const ATTRIBUTES: u32 = 1 << 6 | 1 << 18;
 
-/// Approves images.
+/// The private image key, which approves images.
 pub struct ApprovalKey {
     pair: RsaKeyPair,
     public: ImageKey,
@@ -35,7 +35,7 @@ impl ApprovalKey {
     /// Reads an RSA private key: PKCS #8 or PKCS #1, PEM.
     ///
     /// # Errors
-    /// It is no such key, or has another size.
+    /// The file is not such a key, or the key has another size.
     pub fn from_pem(pem: &[u8]) -> Result<Self, Error> {
         let malformed = |message: String| Error::Malformed {
             expected: "an RSA private key as PEM",
@@ -53,12 +53,12 @@ impl ApprovalKey {
         Ok(Self { pair, public })
     }
 
-    /// Its public half.
+    /// The public half.
     pub fn public(&self) -> &ImageKey {
         &self.public
     }
 
-    /// Signs that boots which measure this may open what is sealed under this key.
+    /// Signs that boots with these measurements may open what is sealed under this key.
     ///
     /// # Errors
     /// The key cannot sign.
@@ -87,7 +87,7 @@ impl ImageKey {
     /// Reads what [`Self::to_pem`] writes.
     ///
     /// # Errors
-    /// It is no such key, or has another size or exponent.
+    /// The text is not such a key, or the key has another size or exponent.
     pub fn from_pem(text: &str) -> Result<Self, Error> {
         let (label, der) =
             pkcs1::der::Document::from_pem(text).map_err(|error| malformed(&error))?;
@@ -114,36 +114,37 @@ impl ImageKey {
         Ok(Self { modulus, pem })
     }
 
-    /// PKCS #1, PEM.
+    /// The key as PKCS #1, PEM.
     pub fn to_pem(&self) -> &str {
         &self.pem
     }
 
-    /// Its modulus, high byte first.
+    /// The modulus, high byte first.
     pub fn modulus(&self) -> &[u8] {
         &self.modulus
     }
 
-    /// Its name in a TPM (TPM 2.0 part 1, 16): the algorithm and the digest of its public area.
+    /// The key's name in a TPM (TPM 2.0 part 1, 16): the algorithm and the digest of its public
+    /// area.
     pub fn tpm_name(&self) -> Vec<u8> {
         let mut area = Vec::with_capacity(self.modulus.len() + 32);
         area.extend(ALG_RSA.to_be_bytes());
         area.extend(ALG_SHA256.to_be_bytes());
         area.extend(ATTRIBUTES.to_be_bytes());
-        // No policy of its own.
+        // The key has no policy of its own.
         area.extend(0_u16.to_be_bytes());
         area.extend(ALG_NULL.to_be_bytes());
         area.extend(ALG_RSASSA.to_be_bytes());
         area.extend(ALG_SHA256.to_be_bytes());
         area.extend((KEY_BITS as u16).to_be_bytes());
-        // The usual exponent.
+        // The default exponent.
         area.extend(0_u32.to_be_bytes());
         area.extend((self.modulus.len() as u16).to_be_bytes());
         area.extend(&self.modulus);
         [&ALG_SHA256.to_be_bytes()[..], &sha256(&[&area])].concat()
     }
 
-    /// Whether it has approved this.
+    /// Whether this key has signed the approval.
     pub fn has_signed(&self, signed: &SignedApproval) -> bool {
         let key = ring::signature::RsaPublicKeyComponents {
             n: &self.modulus[..],

@@ -1,20 +1,20 @@
-//! What the boot stub measures.
+//! Computes what the boot stub measures.
 
 use std::fmt;
 
 use ring::digest::{Context, SHA256, digest};
 use serde::{Deserialize, Serialize};
 
-/// The value of a PCR of the SHA-256 bank; in hexadecimal as text.
+/// The value of a PCR of the SHA-256 bank; as text, in hexadecimal.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PcrValue(#[serde(with = "hex::serde")] pub [u8; 32]);
 
 impl PcrValue {
-    /// What it is before anything was measured.
+    /// The value before anything was measured.
     pub const ZERO: Self = Self([0; 32]);
 
-    /// After one more event (TPM 2.0 part 1, 17.2).
+    /// The value after one more event (TPM 2.0 part 1, 17.2).
     #[must_use]
     pub fn extended(self, event: &[u8]) -> Self {
         let event = digest(&SHA256, event);
@@ -35,12 +35,12 @@ impl fmt::Debug for PcrValue {
 }
 
 /// Sections that systemd's stub measures into PCR 11, in its order (systemd-stub(7), version 252).
-/// `.pcrsig` is not among them: it says what the others come to.
+/// `.pcrsig` is not among them, because it depends on the others' measurements.
 pub const SECTIONS: &[&str] = &[
     ".linux", ".osrel", ".cmdline", ".initrd", ".splash", ".dtb", ".pcrpkey",
 ];
 
-/// PCR 11 after the stub has measured these sections: of each its name with a zero byte, and then
+/// PCR 11 after the stub has measured these sections: of each first its name with a zero byte, then
 /// its bytes.
 pub fn measured(sections: &[(&str, &[u8])]) -> PcrValue {
     let mut value = PcrValue::ZERO;
@@ -55,10 +55,10 @@ pub fn measured(sections: &[(&str, &[u8])]) -> PcrValue {
     value
 }
 
-/// What PCR 12 can come to when nobody has changed the command line: nothing passes one (the
-/// firmware starts the stub), the boot loader passes the image's own and measures it, or the stub
-/// takes that (without Secure Boot) and measures it once more. Both measure UTF-16 with a zero at
-/// the end.
+/// The possible values of PCR 12 when the command line was not changed. Either nothing passes a
+/// command line (the firmware starts the stub), or the boot loader passes the image's own and
+/// measures it, or the stub also takes that (without Secure Boot) and measures it again. Both
+/// measure UTF-16 with a zero at the end.
 pub fn command_lines(command_line: &str) -> [PcrValue; 3] {
     let units = command_line.encode_utf16().chain([0]);
     let event: Vec<u8> = units.flat_map(u16::to_le_bytes).collect();
@@ -66,7 +66,7 @@ pub fn command_lines(command_line: &str) -> [PcrValue; 3] {
     [PcrValue::ZERO, once, once.extended(&event)]
 }
 
-/// SHA-256 of parts, one after the other.
+/// SHA-256 of the parts, concatenated.
 pub fn sha256(parts: &[&[u8]]) -> [u8; 32] {
     let mut context = Context::new(&SHA256);
     parts.iter().for_each(|part| context.update(part));

@@ -6,19 +6,19 @@ use serde::{Deserialize, Serialize};
 use crate::key::ImageKey;
 use crate::pcr::{PcrValue, sha256};
 
-/// What the stub measures into: the image, and what comes from outside.
+/// The PCRs of the stub's measurements: the image, and what comes from outside.
 pub const IMAGE_PCRS: [u8; 2] = [11, 12];
-/// Secure Boot: whether it is on, its keys, and which of them the boot loader was signed by.
+/// The PCR of Secure Boot: whether it is on, its keys, and which of them signed the boot loader.
 pub const PLATFORM_PCR: u8 = 7;
 
 /// The NV index with the version floor, among those of the owner.
 pub const FLOOR_INDEX: u32 = 0x0180_ca5e;
-/// Its length: a version as one number.
+/// Length of the floor: a version as one number.
 pub const FLOOR_BYTES: u16 = 8;
-/// `TPMA_NV`: the owner may write (1), whoever knows its empty authorization may read (18), no
+/// `TPMA_NV`: the owner may write (1), a reader needs only the empty authorization (18), no
 /// lock-out (25).
 pub const FLOOR_ATTRIBUTES: u32 = 1 << 1 | 1 << 18 | 1 << 25;
-/// `TPMA_NV_WRITTEN`, part of its name from the first write on.
+/// `TPMA_NV_WRITTEN`, part of the index's name from the first write on.
 pub const NV_WRITTEN: u32 = 1 << 29;
 
 const CC_POLICY_NV: u32 = 0x0149;
@@ -28,21 +28,20 @@ const EO_UNSIGNED_LE: u16 = 0x0009;
 const ALG_SHA256: u16 = 0x000b;
 const NO_POLICY: [u8; 32] = [0; 32];
 
-/// That an image's boot may open the key.
+/// Values for which an image's boot may open the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Approval {
-    /// The image's version: a machine whose floor is higher does not open.
+    /// The image's version: a machine with a higher floor does not open the key.
     pub version: ImageVersion,
     /// PCR 11 after the stub.
     pub pcr11: PcrValue,
-    /// PCR 12 then: what the image's own command line comes to on its way through a boot loader, or
-    /// nothing.
+    /// PCR 12 at that time: the image's own command line as a boot loader measures it, or zero.
     pub pcr12: PcrValue,
 }
 
 impl Approval {
-    /// The policy that is approved.
+    /// The policy that the approval signs.
     pub fn policy(&self) -> [u8; 32] {
         let values = [self.pcr11, self.pcr12];
         let pcrs = policy_pcr(&NO_POLICY, &IMAGE_PCRS, &values);
@@ -50,18 +49,19 @@ impl Approval {
     }
 }
 
-/// An approval, and who says so.
+/// An approval with its signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SignedApproval {
-    /// What is approved.
+    /// The approval.
     pub approval: Approval,
     /// RSASSA-PKCS1-v1_5 with SHA-256 over the approved policy.
     #[serde(with = "hex::serde")]
     pub signature: Vec<u8>,
 }
 
-/// The section `.pcrsig` of an image: JSON. An image can be started in more than one way.
+/// The section `.pcrsig` of an image, as JSON. An image can be started in more than one way, so it
+/// may have several approvals.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Approvals(pub Vec<SignedApproval>);
@@ -73,7 +73,7 @@ impl Approvals {
     /// Reads what [`Self::to_text`] writes.
     ///
     /// # Errors
-    /// It is none.
+    /// The text is not a list of approvals.
     pub fn from_text(text: &[u8]) -> Result<Self, crate::Error> {
         let malformed = |message: String| crate::Error::Malformed {
             expected: "approvals as JSON",
@@ -87,12 +87,12 @@ impl Approvals {
         let read: Self =
             serde_json::from_slice(text).map_err(|error| malformed(error.to_string()))?;
         if read.0.is_empty() {
-            return Err(malformed("nothing is approved".into()));
+            return Err(malformed("the list of approvals is empty".into()));
         }
         Ok(read)
     }
 
-    /// JSON.
+    /// The approvals as JSON.
     pub fn to_text(&self) -> String {
         serde_json::to_string(self).expect("numbers and strings are JSON")
     }
@@ -126,7 +126,7 @@ fn policy_pcr(policy: &[u8; 32], pcrs: &[u8], values: &[PcrValue]) -> [u8; 32] {
 fn policy_nv(policy: &[u8; 32], version: ImageVersion) -> [u8; 32] {
     let arguments = sha256(&[
         &version.as_u64().to_be_bytes(),
-        // From its first byte.
+        // The comparison starts at the first byte.
         &0_u16.to_be_bytes(),
         &EO_UNSIGNED_LE.to_be_bytes(),
     ]);
@@ -138,19 +138,19 @@ fn policy_nv(policy: &[u8; 32], version: ImageVersion) -> [u8; 32] {
     ])
 }
 
-/// What was approved counts only through whose approval it is: the digest starts anew.
+/// The approved policy counts only together with its approver: the digest starts anew.
 fn policy_authorize(key_name: &[u8]) -> [u8; 32] {
     let named = sha256(&[&NO_POLICY, &CC_POLICY_AUTHORIZE.to_be_bytes(), key_name]);
-    // An empty reference.
+    // The reference is empty.
     sha256(&[&named])
 }
 
-/// Name of the NV index once it is written (TPM 2.0 part 1, 16).
+/// The name of the NV index once it is written (TPM 2.0 part 1, 16).
 fn floor_name() -> Vec<u8> {
     let mut area = FLOOR_INDEX.to_be_bytes().to_vec();
     area.extend(ALG_SHA256.to_be_bytes());
     area.extend((FLOOR_ATTRIBUTES | NV_WRITTEN).to_be_bytes());
-    // No policy of its own.
+    // The index has no policy of its own.
     area.extend(0_u16.to_be_bytes());
     area.extend(FLOOR_BYTES.to_be_bytes());
     [&ALG_SHA256.to_be_bytes()[..], &sha256(&[&area])].concat()

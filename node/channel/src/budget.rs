@@ -1,54 +1,47 @@
-//! What may be recorded of one function: of what its workers say, as a second line behind a
-//! worker's own budget, which one that was taken over does not keep to; and of its requests.
+//! The budget of records about one function: its requests, and its workers' log lines. For these it
+//! backs up the worker's own budget, which a taken-over worker ignores.
 
-/// Records that may come at once, and in a second for ever: twice what a worker gives its console
-/// lines, for requests that fail are recorded too.
-const BURST_RECORDS: f64 = 2000.0;
-const RECORDS_PER_SEC: f64 = 400.0;
-/// Bytes of text in them, likewise; a thousand bytes a record and more are few functions' habit for
-/// long.
-const BURST_BYTES: f64 = 4.0 * 1024.0 * 1024.0;
-const BYTES_PER_SEC: f64 = 512.0 * 1024.0;
+use casemate_wire::TokenBucket;
 
-/// Two token buckets, of records and of bytes.
+/// Records at once, and a second over a long time: twice the budget of a worker's console lines,
+/// because failed requests are recorded too.
+const BURST_RECORDS: u64 = 2000;
+const RECORDS_PER_SEC: u64 = 400;
+/// Bytes of text at once, and a second over a long time; few functions need more than a thousand
+/// bytes a record for long.
+const BURST_BYTES: u64 = 4 * 1024 * 1024;
+const BYTES_PER_SEC: u64 = 512 * 1024;
+
+/// The budgets of records and of bytes.
 #[derive(Debug)]
 pub struct Budget {
-    records: f64,
-    bytes: f64,
-    filled_ms: u64,
+    records: TokenBucket,
+    bytes: TokenBucket,
     dropped: u32,
 }
 
 impl Budget {
-    /// Full, at this time by a clock that never goes back, milliseconds.
+    /// Makes full budgets, at this time of a monotonic clock, milliseconds.
     pub fn new(now_ms: u64) -> Self {
         Self {
-            records: BURST_RECORDS,
-            bytes: BURST_BYTES,
-            filled_ms: now_ms,
+            records: TokenBucket::new(BURST_RECORDS, RECORDS_PER_SEC, now_ms),
+            bytes: TokenBucket::new(BURST_BYTES, BYTES_PER_SEC, now_ms),
             dropped: 0,
         }
     }
 
-    /// Takes a record of so many bytes out; how many were dropped before it, or nothing when this
-    /// one is too.
+    /// Takes a record of so many bytes out of the budgets; returns how many records were dropped
+    /// before it, or `None` when this one is dropped too.
     pub fn spend(&mut self, bytes: usize, now_ms: u64) -> Option<u32> {
-        let secs = now_ms.saturating_sub(self.filled_ms) as f64 / 1000.0;
-        self.filled_ms = now_ms;
-        self.records = secs
-            .mul_add(RECORDS_PER_SEC, self.records)
-            .min(BURST_RECORDS);
-        self.bytes = secs.mul_add(BYTES_PER_SEC, self.bytes).min(BURST_BYTES);
-        let bytes = bytes as f64;
-        if self.records < 1.0 || self.bytes < bytes {
+        if !(self.records.holds(1, now_ms) && self.bytes.take(bytes as u64, now_ms)) {
             self.dropped = self.dropped.saturating_add(1);
             return None;
         }
-        (self.records, self.bytes) = (self.records - 1.0, self.bytes - bytes);
+        self.records.take(1, now_ms);
         Some(self.take_dropped())
     }
 
-    /// How many were dropped and not told.
+    /// Takes the number of dropped records that were not reported yet.
     pub fn take_dropped(&mut self) -> u32 {
         std::mem::take(&mut self.dropped)
     }

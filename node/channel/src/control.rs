@@ -1,4 +1,4 @@
-//! Control channels: one message a packet, with descriptors.
+//! Control channels: each packet holds one message, with descriptors.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::marker::PhantomData;
@@ -18,7 +18,7 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-/// Between two lines in the log about packets that were skipped.
+/// Pause between two log lines about skipped packets.
 const SKIPPED_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why a message could not be sent or was refused.
@@ -27,32 +27,32 @@ pub enum ControlError {
     /// The socket failed.
     #[error("the control socket failed")]
     Socket(#[source] io::Error),
-    /// The packet is none.
+    /// The packet is malformed.
     #[error("the packet holds no control frame")]
     Frame(#[from] FrameError),
-    /// The message is none.
+    /// The message is malformed.
     #[error("the message was refused")]
     Message(#[from] MessageError),
-    /// Cut off, or with too many descriptors.
+    /// The packet was cut off, or had too many descriptors.
     #[error("the packet was cut off")]
     Truncated,
-    /// No memfd can be had for a large message: nothing was sent, and it can be tried again.
-    #[error("no memfd can be had for a large message")]
+    /// No memfd is available for a large message: nothing was sent, and a retry may succeed.
+    #[error("no memfd is available for a large message")]
     NoMemfd(#[source] io::Error),
-    /// The memfd of a large message is not what it should be.
+    /// The memfd of a large message is not sealed, or too large.
     #[error("expected a sealed memfd of at most {0} bytes")]
     Memfd(usize),
 }
 
 impl ControlError {
-    /// Whether one message is lost and no more: the socket still works. `Truncated` is also what a
-    /// process meets that has no descriptors left, and no fault of the sender's then.
+    /// Whether only one message is lost: the socket still works. A process without free descriptors
+    /// gets `Truncated` too, which is then not the sender's fault.
     pub fn is_of_one_message(&self) -> bool {
         !matches!(self, Self::Socket(_))
     }
 }
 
-/// Packets that were skipped: counted, so that a flood of them does not fill a log.
+/// Skipped packets, counted so that a flood of them does not fill a log.
 #[derive(Debug, Default)]
 pub struct Skipped {
     unsaid: u64,
@@ -60,7 +60,7 @@ pub struct Skipped {
 }
 
 impl Skipped {
-    /// One more, now; how many to log, if it is time to.
+    /// Counts one more; returns the number to log, if a log line is due.
     pub fn one_more(&mut self, now: Instant) -> Option<u64> {
         self.unsaid += 1;
         let early = |said| now.saturating_duration_since(said) < SKIPPED_INTERVAL;
@@ -81,7 +81,7 @@ impl From<rustix::io::Errno> for ControlError {
 /// One end of a control channel: sends `Out`, receives `In`.
 #[derive(Debug)]
 pub struct Control<Out, In> {
-    /// tokio's stream type only watches the descriptor: packets go by `sendmsg` and `recvmsg`.
+    /// tokio's stream type only polls the descriptor: packets are sent by `sendmsg` and `recvmsg`.
     socket: UnixStream,
     messages: PhantomData<fn(Out) -> In>,
 }
@@ -89,7 +89,7 @@ pub struct Control<Out, In> {
 /// The two ends of a new socket pair for a control channel.
 ///
 /// # Errors
-/// No descriptors left.
+/// No descriptors are left.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(rustix::net::socketpair(
@@ -103,7 +103,7 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// A memfd that holds `bytes` and can never change again.
 ///
 /// # Errors
-/// No memory or descriptors left.
+/// No memory or no descriptors are left.
 pub fn sealed_memfd(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut written = 0;
@@ -117,10 +117,10 @@ pub fn sealed_memfd(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// The bytes of a sealed memfd, at most so many.
+/// Reads a sealed memfd of at most so many bytes.
 ///
 /// # Errors
-/// It is not sealed (the sender could change it under our eyes), too large, or unreadable.
+/// The memfd is not sealed (the sender could change it during the read), too large, or unreadable.
 pub fn read_sealed_memfd(fd: impl AsFd, max_bytes: usize) -> Result<Vec<u8>, ControlError> {
     let wanted = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     let sealed = rustix::fs::fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(wanted));
@@ -141,10 +141,10 @@ pub fn read_sealed_memfd(fd: impl AsFd, max_bytes: usize) -> Result<Vec<u8>, Con
 }
 
 impl<Out: Message, In: Message> Control<Out, In> {
-    /// The end on this socket.
+    /// Makes the end on this socket.
     ///
     /// # Errors
-    /// There is no runtime to register it with.
+    /// There is no runtime with which the socket could be registered.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let socket = std::os::unix::net::UnixStream::from(fd);
         socket.set_nonblocking(true)?;
@@ -188,17 +188,17 @@ impl<Out: Message, In: Message> Control<Out, In> {
         }
     }
 
-    /// The next message with its descriptors; `None` when the other end has closed.
+    /// Receives the next message with its descriptors; `None` when the other end has closed.
     ///
     /// # Errors
-    /// See [`ControlError`]; the packet is gone, and its descriptors are closed. From a peer that
-    /// nothing but hostility lets err, close the channel; after [`ControlError::is_of_one_message`]
-    /// it may also be read on.
+    /// See [`ControlError`]; the packet is lost, and its descriptors are closed. If only a hostile
+    /// peer can cause the error, close the channel; after [`ControlError::is_of_one_message`] the
+    /// channel may also be read further.
     pub async fn recv(&self) -> Result<Option<(In, Vec<OwnedFd>)>, ControlError> {
         let mut packet = vec![0; HEADER_BYTES + MAX_INLINE_BYTES];
         let received = self.socket.async_io(Interest::READABLE, || {
             match receive_packet(self.socket.as_fd(), &mut packet) {
-                // Only this one makes the runtime wait and try again.
+                // Only `WouldBlock` makes the runtime wait and try again.
                 Err(ControlError::Socket(error)) => Err(error),
                 other => Ok(other),
             }
@@ -224,8 +224,8 @@ impl<Out: Message, In: Message> Control<Out, In> {
     }
 }
 
-/// A message over the inline limit goes into a memfd; its packet is then empty. No message encodes
-/// to nothing.
+/// A message over the inline limit goes into a memfd; its packet is then empty. No message has an
+/// empty encoding.
 fn spill(payload: &[u8]) -> Result<Option<OwnedFd>, ControlError> {
     if payload.len() <= MAX_INLINE_BYTES {
         return Ok(None);
@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(
             skipped.one_more(start),
             Some(1),
-            "the first is said at once"
+            "the first packet is logged at once"
         );
         for _ in 0..1000 {
             assert_eq!(skipped.one_more(start), None);

@@ -1,43 +1,44 @@
-//! One task a channel: bytes between the socket and the state that all handles share.
+//! One task for each channel: moves bytes between the socket and the state that all handles share.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
 use casemate_wire::channel::MAX_OUTPUT_BYTES;
-use casemate_wire::{Channel, Event, Fields, RequestHead, ResponseHead, Side, StreamId};
+use casemate_wire::{Channel, Event, RequestHead, Side, StreamId};
 use hashbrown::HashMap;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, SetOnce};
 
 use crate::StreamError;
-use crate::opening::Openings;
+use crate::arrived::Arrived;
+use crate::openings::Openings;
 
 /// Read at a time: a few of the largest frames.
 const READ_BYTES: usize = 128 * 1024;
 
-/// Reads after which the other tasks of this thread have a turn: an end that writes without pause must not keep it.
+/// Reads after which the driver yields to the other tasks of this thread, so that an end that
+/// writes without pause does not starve them.
 const READS_IN_A_TURN: u32 = 4;
 
-/// Output that is worth a write, bytes: some ten heads. Waiting for more would leave the other end idle.
+/// Output that is worth a write, bytes: some ten heads. Waiting for more would leave the other end
+/// idle.
 const WRITE_BYTES: usize = 2 * 1024;
 
-/// A piece below this is copied together with its neighbours, bytes.
-const SMALL_BYTES: usize = 8 * 1024;
-
-/// What handles and driver share.
+/// State that handles and driver share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     state: Mutex<State>,
-    /// Tells the driver that there is output.
+    /// Notifies the driver that there is output.
     wake: Notify,
-    /// Tells the driver that there is enough of it.
+    /// Notifies the driver that there is enough output for a write.
     full: Notify,
-    /// Tells everybody that the channel is over.
+    /// Notifies all handles that the channel has closed.
     over: Notify,
     /// Set when the other end takes no new streams.
     going_away: SetOnce<()>,
@@ -60,52 +61,7 @@ pub(crate) struct State {
     pub(crate) openings: Openings,
 }
 
-/// What has arrived for one stream and was not yet asked for. Bounded by the channel's credit.
-#[derive(Debug, Default)]
-pub(crate) struct Arrived {
-    pub(crate) head: Option<(ResponseHead, bool)>,
-    data: VecDeque<Bytes>,
-    /// Small pieces since the last large one, copied together: each would otherwise keep a whole read buffer alive.
-    tail: BytesMut,
-    pub(crate) end: bool,
-    pub(crate) trailers: Option<Fields>,
-    pub(crate) reset: Option<u16>,
-    pub(crate) reading: Option<Waker>,
-    pub(crate) writing: Option<Waker>,
-    /// Handles that still look at it.
-    pub(crate) handles: u8,
-}
-
-impl Arrived {
-    fn put(&mut self, bytes: Bytes) {
-        if bytes.len() < SMALL_BYTES {
-            self.tail.extend_from_slice(&bytes);
-        }
-        if bytes.len() >= SMALL_BYTES || self.tail.len() >= SMALL_BYTES {
-            if !self.tail.is_empty() {
-                self.data.push_back(self.tail.split().freeze());
-            }
-            if bytes.len() >= SMALL_BYTES {
-                self.data.push_back(bytes);
-            }
-        }
-    }
-
-    /// The next piece.
-    pub(crate) fn take(&mut self) -> Option<Bytes> {
-        let tail = &mut self.tail;
-        self.data
-            .pop_front()
-            .or_else(|| (!tail.is_empty()).then(|| tail.split().freeze()))
-    }
-
-    /// Whether everything that came was taken.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.data.is_empty() && self.tail.is_empty()
-    }
-}
-
-/// Dropped with the last handle: then the driver ends.
+/// Dropped with the last handle, which ends the driver.
 #[derive(Debug)]
 pub(crate) struct Alive(Arc<Shared>);
 
@@ -141,13 +97,13 @@ pub(crate) fn start(fd: OwnedFd, side: Side) -> io::Result<(Arc<Shared>, Arc<Ali
     Ok((shared.clone(), Arc::new(Alive(shared))))
 }
 
-/// Ends when the socket does, when the other end breaks the protocol, or when nobody is left who could say anything.
+/// Ends when the socket does, when the other end breaks the protocol, or when no handle is left.
 async fn drive(mut socket: UnixStream, side: Side, shared: Arc<Shared>) {
     let (mut reader, mut writer) = socket.split();
     let (mut output, mut written) = (Vec::new(), 0);
     let mut input = vec![0; READ_BYTES];
     let mut reads = 0;
-    // The other end reads no more; what it said last is still to be heard.
+    // The other end has stopped reading, but bytes that it sent before can still arrive.
     let mut is_deaf = false;
     loop {
         if reads >= READS_IN_A_TURN {
@@ -159,7 +115,7 @@ async fn drive(mut socket: UnixStream, side: Side, shared: Arc<Shared>) {
             written = 0;
             let mut state = shared.lock();
             std::mem::swap(&mut output, state.channel.output());
-            // Before the senders, which would fill the output again.
+            // Openings come before the senders, which would fill the output again.
             state.next_opening().into_iter().for_each(Waker::wake);
             state.draining.drain(..).for_each(Waker::wake);
             if is_deaf {
@@ -170,8 +126,9 @@ async fn drive(mut socket: UnixStream, side: Side, shared: Arc<Shared>) {
             }
         }
         let writes = written < output.len();
-        // The acceptor stops reading while the opener does not read the answers: the heads of further requests
-        // would fill memory. The opener always reads, or two ends with full output would wait for each other.
+        // The acceptor stops reading while the opener does not read the answers, because the heads
+        // of further requests would fill memory. The opener always reads, or two ends with full
+        // output would wait for each other.
         let reads_on = side == Side::Opener || !writes || !shared.lock().is_full();
         tokio::select! {
             biased;
@@ -188,7 +145,7 @@ async fn drive(mut socket: UnixStream, side: Side, shared: Arc<Shared>) {
                     }
                 }
             },
-            // Who else is ready now may have something to say too: it then goes out in the same write.
+            // Other tasks that are ready now may add output, which then goes out in the same write.
             () = shared.wake.notified(), if !writes => tokio::select! {
                 biased;
                 () = shared.full.notified() => {}
@@ -203,11 +160,12 @@ async fn drive(mut socket: UnixStream, side: Side, shared: Arc<Shared>) {
 
 impl Shared {
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic in a holder leaves a state that is still whole: every method finishes what it begins.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        // A panic in a holder of the lock leaves consistent state: every method completes its
+        // change.
+        self.state.lock()
     }
 
-    /// Changes the state, then lets the driver send what came of it.
+    /// Changes the state, then lets the driver send the resulting output.
     pub(crate) fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
         let result = change(&mut state);
@@ -230,13 +188,7 @@ impl Shared {
                 return Err(StreamError::Closed);
             }
             let id = state.channel.open(head, end)?;
-            state.streams.insert(
-                id,
-                Arrived {
-                    handles: 2,
-                    ..Arrived::default()
-                },
-            );
+            state.streams.entry(id).or_default().handles = 2;
             Ok(id)
         })
     }
@@ -245,7 +197,8 @@ impl Shared {
         std::future::poll_fn(|context| {
             let mut state = self.lock();
             if !state.closed && state.is_full() {
-                // It asks and does not read the answers: no more answers until it does.
+                // The other end sends requests and does not read the answers: no more answers until
+                // it does.
                 state.draining.push(context.waker().clone());
                 return Poll::Pending;
             }
@@ -277,7 +230,7 @@ impl Shared {
         }
     }
 
-    /// Takes no more requests. Those that nobody has accepted yet are not begun.
+    /// Stops accepting requests. Requests that were not accepted yet end as not begun.
     pub(crate) fn go_away(&self) {
         self.with(|state| {
             for (id, ..) in std::mem::take(&mut state.requests) {
@@ -287,7 +240,7 @@ impl Shared {
         });
     }
 
-    /// The streams above this one were not begun: they end as if the other end had said so.
+    /// Ends the streams above this one as not begun, as if the other end had reported that.
     pub(crate) fn refuse_above(&self, last: StreamId) {
         self.with(|state| {
             for id in state.channel.remove_above(last) {
@@ -297,7 +250,7 @@ impl Shared {
         });
     }
 
-    /// Ends when the other end takes no new streams, or the channel is over.
+    /// Completes when the other end takes no new streams, or the channel has closed.
     pub(crate) async fn goes_away(&self) {
         tokio::select! {
             _ = self.going_away.wait() => {}
@@ -339,7 +292,7 @@ impl Shared {
             let result = state.channel.receive(bytes);
             while let Some(event) = state.channel.event() {
                 if event == Event::GoAway {
-                    // Again and again is no news.
+                    // A repeated notice changes nothing.
                     let _already = self.going_away.set(());
                 }
                 state.arrive(event);
@@ -353,13 +306,7 @@ impl State {
     fn arrive(&mut self, event: Event) {
         match event {
             Event::Request { id, head, end } => {
-                self.streams.insert(
-                    id,
-                    Arrived {
-                        end,
-                        ..Arrived::default()
-                    },
-                );
+                self.streams.entry(id).or_default().end = end;
                 self.requests.push_back((id, head, end));
                 self.accepting.take().into_iter().for_each(Waker::wake);
             }
@@ -373,7 +320,7 @@ impl State {
                 stream.trailers = (!trailers.is_empty()).then_some(trailers);
             }),
             Event::Reset { id, code } => {
-                // Reset before it was accepted: nobody needs to hear of it.
+                // Reset before it was accepted: no handle exists yet.
                 let waiting = self.requests.len();
                 self.requests.retain(|(request, ..)| *request != id);
                 if self.requests.len() < waiting {
@@ -383,7 +330,8 @@ impl State {
                 self.wake_writer(id);
             }
             Event::Writable { id } => self.wake_writer(id),
-            // `with` wakes the first that waits, which finds that no stream will be opened any more.
+            // `with` wakes the first waiting opener, which finds that no stream will be opened any
+            // more.
             Event::GoAway => {}
         }
     }
@@ -395,7 +343,8 @@ impl State {
         }
     }
 
-    /// Ends a stream from our side. Whoever waits to send on it hears of that, and lets go of what it would have sent.
+    /// Ends a stream from our side. A sender that waits gets an error, and drops the rest of its
+    /// data.
     pub(crate) fn reset(&mut self, id: StreamId, code: u16) {
         self.channel.reset(id, code);
         self.wake_writer(id);
@@ -407,7 +356,7 @@ impl State {
         }
     }
 
-    /// Why nothing more will come on this stream, if so.
+    /// Why nothing more will arrive on this stream, if so.
     pub(crate) fn failure(&self, id: StreamId) -> Option<StreamError> {
         match self.streams.get(&id) {
             Some(Arrived {
@@ -419,12 +368,12 @@ impl State {
         }
     }
 
-    /// So much output waits that nothing is to be added.
+    /// Whether so much output waits that no more should be added.
     pub(crate) fn is_full(&mut self) -> bool {
         self.channel.output().len() >= MAX_OUTPUT_BYTES
     }
 
-    /// The first that waits to open a stream, if the channel can carry one more or never will.
+    /// The first waiting opener, if the channel can carry one more stream or never will.
     fn next_opening(&mut self) -> Option<Waker> {
         let most = casemate_wire::channel::MAX_STREAMS;
         if self.openings.is_empty() || self.is_full() || self.channel.streams() >= most {
@@ -433,7 +382,7 @@ impl State {
         self.openings.first()
     }
 
-    /// Sends what there is credit for; ready when all is sent.
+    /// Sends what credit allows; ready when all is sent.
     pub(crate) fn poll_send(
         &mut self,
         id: StreamId,
@@ -481,14 +430,14 @@ impl State {
         }
     }
 
-    /// The next piece that has come for a stream; the other end may then send as much more.
+    /// Takes the next piece of a stream; the other end may then send as much more.
     pub(crate) fn take(&mut self, id: StreamId) -> Option<Bytes> {
         let bytes = self.streams.get_mut(&id)?.take()?;
         self.channel.consumed(id, bytes.len());
         Some(bytes)
     }
 
-    /// One of the two handles of a stream is done with it.
+    /// One of the two handles of a stream was dropped.
     pub(crate) fn let_go(&mut self, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.handles = stream.handles.saturating_sub(1);

@@ -1,26 +1,26 @@
-//! A bounded queue for those who do not wait, of which nobody has more than a share: when it is
-//! full, who has most in it loses. For records of many functions on one way out, so that no
-//! function can make those of others disappear.
+//! A bounded queue that divides its capacity between keys and never blocks a sender: when it is
+//! full, the key with the most items loses one. It carries records of many functions to one
+//! destination, so that no function can displace the records of others.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-/// See the module. Keys (`K`) must be few for ever, such as functions that somebody signed for: of
-/// one that lost something the count is kept until it is told.
+/// The queue. Keys (`K`) must come from a small set over time, such as functions that were signed:
+/// the count of a key's lost items is kept until it is reported.
 #[derive(Debug)]
 pub struct Queue<K, T> {
     lanes: Mutex<Lanes<K, T>>,
     filled: Notify,
 }
 
-/// What was taken out.
+/// An item that was taken out of the queue.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Taken<T> {
-    /// The oldest of its key. Keys take turns.
+    /// The oldest item of its key. Keys take turns.
     pub item: T,
-    /// How many of this key were lost since the last one of it was taken out.
+    /// How many items of this key were lost since the last one of it was taken out.
     pub lost: u32,
 }
 
@@ -29,7 +29,7 @@ struct Lanes<K, T> {
     bound: usize,
     length: usize,
     lanes: BTreeMap<K, Lane<T>>,
-    /// Keys that have something in the queue, the next one first.
+    /// Keys with items in the queue, in the order of their turns.
     turns: VecDeque<K>,
 }
 
@@ -40,7 +40,7 @@ struct Lane<T> {
 }
 
 impl<K: Ord + Clone, T> Queue<K, T> {
-    /// For so many.
+    /// Makes a queue for so many items.
     pub fn new(bound: usize) -> Self {
         Self {
             lanes: Mutex::new(Lanes {
@@ -53,14 +53,14 @@ impl<K: Ord + Clone, T> Queue<K, T> {
         }
     }
 
-    /// Adds something; false when for that something was lost, this or another.
+    /// Adds an item; returns false when an item was lost, this one or another.
     pub fn push(&self, key: K, item: T) -> bool {
         let kept = self.lanes().push(key, item);
         self.filled.notify_one();
         kept
     }
 
-    /// Takes what is next. Nothing is lost when this is given up.
+    /// Takes the next item. Dropping the future loses nothing.
     pub async fn next(&self) -> Taken<T> {
         loop {
             if let Some(taken) = self.try_next() {
@@ -70,20 +70,20 @@ impl<K: Ord + Clone, T> Queue<K, T> {
         }
     }
 
-    /// Waits until there is something.
+    /// Waits until the queue holds an item.
     pub async fn filled(&self) {
         while self.lanes().length == 0 {
             self.filled.notified().await;
         }
     }
 
-    /// The same without waiting.
+    /// Takes the next item without waiting.
     pub fn try_next(&self) -> Option<Taken<T>> {
         self.lanes().pop()
     }
 
     fn lanes(&self) -> MutexGuard<'_, Lanes<K, T>> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lanes.lock()
     }
 }
 
@@ -92,13 +92,13 @@ impl<K: Ord + Clone, T> Lanes<K, T> {
         let mine = self.lanes.get(&key).map_or(0, |lane| lane.items.len());
         let is_full = self.length >= self.bound;
         if is_full {
-            // Who has a whole share loses at once, so that a flood costs nobody a search.
+            // A key with a whole share loses its item at once, so that a flood needs no search.
             let share = self.bound / (self.turns.len() + usize::from(mine == 0));
             if mine >= share {
                 self.lane(key).lost += 1;
                 return false;
             }
-            // Somebody has more than a share, and so has something left.
+            // The queue is full, so some key has more than a share.
             if let Some(most) = self.lanes.values_mut().max_by_key(|lane| lane.items.len()) {
                 most.items.pop_back();
                 most.lost += 1;
@@ -144,13 +144,13 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_loses_its_own_and_hears_how_much() {
+    fn a_flood_loses_its_own_items_and_learns_how_many() {
         let queue = Queue::new(10);
         for n in 0..1000 {
             queue.push('f', n);
         }
         for n in 5000..5003 {
-            assert!(!queue.push('a', n), "one of the flood's went for it");
+            assert!(!queue.push('a', n), "one item of the flood was lost for it");
         }
         for n in 1000..2000 {
             queue.push('f', n);
@@ -161,7 +161,11 @@ mod tests {
         assert!(quiet.iter().all(|taken| taken.lost == 0));
         let flood: Vec<_> = taken.iter().filter(|taken| taken.item < 5000).collect();
         assert_eq!(flood.len(), 7);
-        assert_eq!(flood[0].lost, 2000 - 7, "told once, with the first");
+        assert_eq!(
+            flood[0].lost,
+            2000 - 7,
+            "reported once, with the first item"
+        );
         assert!(flood[1..].iter().all(|taken| taken.lost == 0));
     }
 
@@ -185,8 +189,8 @@ mod tests {
         assert_eq!(all(&queue), [Taken { item: 2, lost: 1 }]);
     }
 
-    /// Whatever comes: never more than the bound, nothing twice, and what is not taken out was
-    /// counted as lost.
+    /// For every sequence: never more items than the bound, no item twice, and every item that is
+    /// not taken out is counted as lost.
     #[test]
     fn simulation() {
         let mut lost_at_all = 0;
@@ -229,11 +233,14 @@ mod tests {
             assert_eq!(out + lost + untold, pushed, "seed {seed}");
             lost_at_all += lost;
         }
-        assert!(lost_at_all > 1000, "or this proves nothing: {lost_at_all}");
+        assert!(
+            lost_at_all > 1000,
+            "the simulation must lose items: {lost_at_all}"
+        );
     }
 
     #[tokio::test]
-    async fn who_waits_is_woken() {
+    async fn a_waiting_reader_is_woken() {
         let queue = std::sync::Arc::new(Queue::new(1));
         let other = queue.clone();
         let waiting = tokio::spawn(async move { other.next().await });

@@ -2,15 +2,18 @@
 //! pass descriptors.
 //!
 //! [`opener`] and [`acceptor`] each spawn one task that moves bytes between the socket and a
-//! [`casemate_wire::Channel`]; everything that the handles say between two of its turns goes out in
+//! [`casemate_wire::Channel`]; everything that the handles send between two polls of the task goes
+//! out in one write. It works on a current-thread runtime.
 //! one write. It works on a current-thread runtime.
 #![forbid(unsafe_code)]
 
+mod arrived;
 pub mod budget;
 pub mod control;
 mod driver;
 pub mod fair;
 mod opening;
+mod openings;
 mod stream;
 
 use std::io;
@@ -25,16 +28,16 @@ use opening::Body;
 pub use opening::Opening;
 pub use stream::{Exchange, Incoming, PendingResponse, RecvBody, Reply, SendBody};
 
-/// Why a stream ended before its end.
+/// Why a stream ended early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
     /// The other end reset it with this code.
     #[error("the other end reset the stream with code {0}")]
     Reset(u16),
-    /// The channel is closed: the other process is gone, or broke the protocol.
+    /// The channel has closed: the other process is gone, or broke the protocol.
     #[error("the channel is closed")]
     Closed,
-    /// It could not be opened.
+    /// The stream could not be opened.
     #[error("the stream could not be opened")]
     Open(#[from] OpenError),
 }
@@ -57,7 +60,7 @@ pub struct Acceptor {
 /// last stream are dropped.
 ///
 /// # Errors
-/// The descriptor is no stream socket, or there is no runtime to register it with.
+/// The descriptor is not a stream socket, or there is no runtime with which it could be registered.
 pub fn opener(fd: OwnedFd) -> io::Result<Opener> {
     let (shared, alive) = driver::start(fd, Side::Opener)?;
     Ok(Opener {
@@ -81,7 +84,7 @@ pub fn acceptor(fd: OwnedFd) -> io::Result<Acceptor> {
 /// The two ends of a new socket pair for a data channel.
 ///
 /// # Errors
-/// No descriptors left.
+/// No descriptors are left.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -94,71 +97,72 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 impl Opener {
-    /// Opens a stream when the channel can carry one more, after all that asked before; with `end`,
+    /// Opens a stream when the channel can carry one more, after all earlier callers; with `end`,
     /// without a request body.
     pub fn open_in_turn(&self, head: RequestHead, end: bool) -> Opening {
         let body = if end { Body::None } else { Body::Sent };
         Opening::new(&self.shared, &self._alive, head, body)
     }
 
-    /// As [`Opener::open_in_turn`], with a body of which only the beginning goes before the other
-    /// end asks for the rest: see [`SendBody::asked`] and [`casemate_wire::channel::EARLY_BYTES`].
+    /// Like [`Opener::open_in_turn`], with a body of which only the beginning is sent before the
+    /// other end asks for the rest: see [`SendBody::asked`] and
+    /// [`casemate_wire::channel::EARLY_BYTES`].
     pub fn open_to_ask_in_turn(&self, head: RequestHead) -> Opening {
         Opening::new(&self.shared, &self._alive, head, Body::WhenAsked)
     }
 
-    /// Opens a stream now or not at all; with `end`, without a request body.
+    /// Opens a stream without waiting; with `end`, without a request body.
     ///
     /// # Errors
-    /// Too many streams, or the channel is closed.
+    /// Too many streams are open, or the channel has closed.
     pub fn open(&self, head: RequestHead, end: bool) -> Result<Exchange, StreamError> {
         let id = self.shared.open(&head, end)?;
         Ok(stream::exchange(&self.shared, &self._alive, id, end))
     }
 
-    /// Streams that are open.
+    /// Number of open streams.
     pub fn streams(&self) -> usize {
         self.shared.lock().channel.streams()
     }
 
-    /// Whether the channel is over.
+    /// Whether the channel has closed.
     pub fn is_closed(&self) -> bool {
         self.shared.lock().closed
     }
 
-    /// Waits until the channel is over.
+    /// Waits until the channel has closed.
     pub async fn closed(&self) {
         self.shared.closed().await;
     }
 
-    /// The other end has begun none of the streams above this one, as somebody else says: they end
-    /// with [`casemate_wire::RESET_REFUSED`].
+    /// Ends the streams above this one with [`casemate_wire::RESET_REFUSED`]: another source
+    /// reports that the other end has begun none of them.
     pub fn refuse_above(&self, last: casemate_wire::StreamId) {
         self.shared.refuse_above(last);
     }
 
-    /// Waits until the other end takes no new streams, or the channel is over.
+    /// Waits until the other end takes no new streams, or the channel has closed.
     pub async fn goes_away(&self) {
         self.shared.goes_away().await;
     }
 }
 
 impl Acceptor {
-    /// The next stream that the other end opens; `None` when the channel is over.
+    /// The next stream that the other end opens; `None` when the channel has closed.
     pub async fn accept(&mut self) -> Option<Incoming> {
         let (id, head, end) = self.shared.accept().await?;
         Some(stream::incoming(&self.shared, &self._alive, id, head, end))
     }
 
-    /// Ends when the channel is over and, as far as the other end reads, all that was said is
-    /// written: a process that exits earlier takes its last words with it.
+    /// Completes when the channel has closed and all output is written, as far as the other end
+    /// reads it: a process that exits earlier loses its last messages.
     pub fn ended(&self) -> impl Future<Output = ()> + 'static {
         let shared = self.shared.clone();
         async move { shared.ended().await }
     }
 
-    /// Tells the other end to open no more streams. Those that were accepted go on; the others end
-    /// as not begun, and the other end may send their requests elsewhere.
+    /// Asks the other end to open no more streams. Accepted streams continue; the others end as not
+    /// begun, and the other end may send their requests elsewhere.
     pub fn go_away(&self) {
         self.shared.go_away();
     }

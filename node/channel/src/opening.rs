@@ -4,67 +4,15 @@
 //! channel is full while too much output waits to be written, or while as many streams as allowed
 //! are open; both pass.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use casemate_wire::{OpenError, RequestHead, StreamId};
 
 use crate::driver::{Alive, Shared, State};
+use crate::openings::Ticket;
 use crate::{Exchange, StreamError, stream};
-
-/// Names a caller in the queue.
-type Ticket = u64;
-
-/// Callers that wait to open a stream, the first one first. Each holds its own head, so the queue
-/// needs no bound beyond that of whoever holds the futures.
-#[derive(Debug, Default)]
-pub(crate) struct Openings {
-    waiting: VecDeque<(Ticket, Waker)>,
-    last: Ticket,
-}
-
-impl Openings {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
-    }
-
-    /// Who is to try next.
-    pub(crate) fn first(&self) -> Option<Waker> {
-        self.waiting.front().map(|(_, waker)| waker.clone())
-    }
-
-    /// Everybody, to hear that the channel is over.
-    pub(crate) fn drain(&mut self) -> impl Iterator<Item = Waker> + '_ {
-        self.waiting.drain(..).map(|(_, waker)| waker)
-    }
-
-    /// Whether nobody came before the holder of this ticket, or before a caller without one.
-    fn is_first(&self, ticket: Option<Ticket>) -> bool {
-        self.waiting
-            .front()
-            .is_none_or(|(first, _)| Some(*first) == ticket)
-    }
-
-    fn wait(&mut self, ticket: &mut Option<Ticket>, waker: &Waker) {
-        let place = ticket.and_then(|ticket| self.waiting.iter_mut().find(|(id, _)| *id == ticket));
-        match place {
-            Some((_, old)) => old.clone_from(waker),
-            None => {
-                self.last += 1;
-                *ticket = Some(self.last);
-                self.waiting.push_back((self.last, waker.clone()));
-            }
-        }
-    }
-
-    fn leave(&mut self, ticket: Option<Ticket>) {
-        if let Some(ticket) = ticket {
-            self.waiting.retain(|(id, _)| *id != ticket);
-        }
-    }
-}
 
 impl State {
     fn poll_open(
@@ -96,7 +44,7 @@ impl State {
     }
 }
 
-/// How the body of a stream goes out.
+/// How the body of a stream is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Body {
     None,
@@ -105,7 +53,7 @@ pub(crate) enum Body {
     WhenAsked,
 }
 
-/// What a caller in the queue has to say.
+/// The request of a caller in the queue.
 #[derive(Debug)]
 struct Waiting {
     head: RequestHead,
@@ -113,8 +61,8 @@ struct Waiting {
     ticket: Option<Ticket>,
 }
 
-/// A stream being opened: resolves when the channel can carry it and those who came before have
-/// opened theirs. Dropping it gives the turn to the next.
+/// A stream that is being opened: resolves when the channel can carry it and all earlier callers
+/// have opened theirs. Dropping it gives its place in the queue to the next caller.
 #[derive(Debug)]
 #[must_use = "a stream is opened by polling"]
 pub struct Opening {

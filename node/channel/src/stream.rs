@@ -1,4 +1,5 @@
-//! Handles of one stream. Each direction has its own; dropping one early tells the other end.
+//! Handles of one stream. Each direction has its own handle; dropping one early notifies the other
+//! end.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -14,7 +15,7 @@ use crate::driver::{Alive, Shared};
 /// A stream that we opened.
 #[derive(Debug)]
 pub struct Exchange {
-    /// Which: later streams have higher numbers.
+    /// The stream's id: later streams have higher ones.
     pub id: StreamId,
     /// The request's body.
     pub body: SendBody,
@@ -25,17 +26,17 @@ pub struct Exchange {
 /// A stream that the other end opened.
 #[derive(Debug)]
 pub struct Incoming {
-    /// Which: later streams have higher numbers.
+    /// The stream's id: later streams have higher ones.
     pub id: StreamId,
     /// The request's head.
     pub head: RequestHead,
     /// The request's body.
     pub body: RecvBody,
-    /// How to answer.
+    /// The handle for the answer.
     pub reply: Reply,
 }
 
-/// Half of a stream; counts down the handles when it goes.
+/// Half of a stream; it counts down the handles when it is dropped.
 #[derive(Debug)]
 struct Half {
     shared: Arc<Shared>,
@@ -52,7 +53,7 @@ impl Half {
         }
     }
 
-    /// Waits until the stream is reset or the channel is over.
+    /// Waits until the stream is reset or the channel has closed.
     async fn cancelled(&self) {
         std::future::poll_fn(|context| {
             let mut state = self.shared.lock();
@@ -128,7 +129,7 @@ impl PendingResponse {
     /// Waits for the head.
     ///
     /// # Errors
-    /// The stream was reset or the channel is over.
+    /// The stream was reset or the channel has closed.
     pub async fn head(mut self) -> Result<(ResponseHead, RecvBody), StreamError> {
         let (head, end) = {
             let half = self.half.as_ref().ok_or(StreamError::Closed)?;
@@ -178,7 +179,7 @@ pub struct Reply {
 impl Reply {
     /// Sends the head; with `end`, there is no body. A head that does not fit resets the stream.
     pub fn send(mut self, head: &ResponseHead, end: bool) -> SendBody {
-        // Taken in every method that consumes the reply, so it is there.
+        // Only methods that consume the reply take it, so it is there.
         let half = self
             .half
             .take()
@@ -211,7 +212,7 @@ impl Reply {
         self.reset(RESET_REFUSED);
     }
 
-    /// Waits until nobody wants the answer any more.
+    /// Waits until the answer is no longer wanted.
     pub async fn cancelled(&mut self) {
         if let Some(half) = &self.half {
             half.cancelled().await;
@@ -237,15 +238,16 @@ pub struct SendBody {
 }
 
 impl SendBody {
-    /// Sends these bytes; returns when all have credit.
+    /// Sends these bytes; returns when all of them had credit.
     ///
     /// # Errors
-    /// The stream was reset or the channel is over.
+    /// The stream was reset or the channel has closed.
     pub async fn send(&mut self, mut bytes: Bytes) -> Result<(), StreamError> {
         self.send_from(&mut bytes).await
     }
 
-    /// As [`SendBody::send`]; what was not sent stays in `bytes`, also when this is dropped.
+    /// Like [`SendBody::send`]; bytes that were not sent stay in `bytes`, even when the future is
+    /// dropped.
     ///
     /// # Errors
     /// As for [`SendBody::send`].
@@ -259,7 +261,7 @@ impl SendBody {
     /// [`crate::Opener::open_to_ask_in_turn`].
     ///
     /// # Errors
-    /// The stream was reset or the channel is over.
+    /// The stream was reset or the channel has closed.
     pub async fn asked(&mut self) -> Result<(), StreamError> {
         let Half { shared, id, .. } = &self.half;
         std::future::poll_fn(|context| shared.with(|state| state.poll_asked(*id, context))).await
@@ -270,9 +272,9 @@ impl SendBody {
         self.half.shared.lock().failure(self.half.id).is_some()
     }
 
-    /// Sends the beginning of these bytes that can go at once, without a copy in between, and says
-    /// how long it is. What is left is for [`SendBody::send`], which also says when the stream is
-    /// over.
+    /// Sends the beginning of these bytes for which there is credit, without a copy, and returns
+    /// its length. The rest is for [`SendBody::send`], which also reports when the stream has
+    /// ended.
     pub fn send_now(&mut self, bytes: &[u8]) -> usize {
         let Half { shared, id, .. } = &self.half;
         shared.with(|state| {
@@ -304,7 +306,7 @@ impl SendBody {
         shared.with(|state| state.reset(*id, code));
     }
 
-    /// Waits until the stream is reset or the channel is over.
+    /// Waits until the stream is reset or the channel has closed.
     pub async fn cancelled(&mut self) {
         self.half.cancelled().await;
     }
@@ -325,20 +327,20 @@ impl Drop for SendBody {
     }
 }
 
-/// Receives a body. Dropping a response's before its end resets the stream; dropping a request's
-/// lets the sender go on unheard.
+/// Receives a body. Dropping a response's body before its end resets the stream; dropping a
+/// request's body discards what the sender still sends.
 #[derive(Debug)]
 pub struct RecvBody {
     half: Half,
     done: bool,
     opener: bool,
-    /// The other end waits to be asked for it, perhaps.
+    /// The other end may be waiting to be asked for the body.
     is_unasked: bool,
     trailers: Option<Fields>,
 }
 
 impl RecvBody {
-    /// Whether it answers a stream that we opened.
+    /// Whether the body belongs to the answer of a stream that we opened.
     pub fn is_of_answer(&self) -> bool {
         self.opener
     }
@@ -348,7 +350,7 @@ impl RecvBody {
         std::future::poll_fn(|context| self.poll_next(context)).await
     }
 
-    /// As [`RecvBody::next`], for bodies of other libraries.
+    /// Like [`RecvBody::next`], for body traits of other libraries.
     pub fn poll_next(
         &mut self,
         context: &mut Context<'_>,
@@ -380,13 +382,13 @@ impl RecvBody {
         piece
     }
 
-    /// The next piece, if it is there already.
+    /// The next piece, if it has arrived.
     pub fn arrived(&mut self) -> Option<Bytes> {
         let Half { shared, id, .. } = &self.half;
         shared.with(|state| state.take(*id))
     }
 
-    /// Whether nothing more comes, as far as is known without waiting.
+    /// Whether the body has ended, as far as is known without waiting.
     pub fn is_end(&self) -> bool {
         let state = self.half.shared.lock();
         self.done

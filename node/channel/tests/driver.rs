@@ -1,5 +1,5 @@
-//! The driver over real socket pairs, with honest and hostile other ends.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+//! The driver over real socket pairs, with honest and hostile peers.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -111,7 +111,7 @@ async fn reset_codes_arrive_and_abandoned_replies_reset() {
 }
 
 #[tokio::test]
-async fn an_end_that_goes_away_is_an_error_everywhere_and_no_hang() {
+async fn a_closed_channel_is_an_error_everywhere_and_hangs_nowhere() {
     let (opener, mut acceptor) = both();
     let exchange = opener.open(request("/"), false).unwrap();
     let incoming = acceptor.accept().await.unwrap();
@@ -143,7 +143,8 @@ async fn garbage_closes_the_channel() {
     assert!(timeout(SOON, acceptor.accept()).await.unwrap().is_none());
 }
 
-/// Asks and asks and never reads the answers: the channel is closed before they fill our memory.
+/// The peer sends pings and never reads the answers: the channel is closed before these fill our
+/// memory.
 #[tokio::test]
 async fn an_end_that_never_reads_is_given_up() {
     let (one, other) = pair().unwrap();
@@ -164,9 +165,10 @@ async fn an_end_that_never_reads_is_given_up() {
     assert!(timeout(SOON, flood).await.unwrap().unwrap() < 8 << 20);
 }
 
-/// Writes frames that need no answer, as fast as it can: the other channels of the thread go on.
+/// The peer writes frames that need no answer, as fast as it can: the other channels of the thread
+/// continue.
 #[tokio::test]
-async fn an_end_that_writes_without_pause_keeps_nobody_else_waiting() {
+async fn a_peer_that_writes_without_pause_starves_no_other_channel() {
     use casemate_wire::frame::{Header, Kind};
     let reset = Header {
         length: 2,
@@ -222,7 +224,7 @@ async fn an_end_that_writes_without_pause_keeps_nobody_else_waiting() {
 #[tokio::test(flavor = "multi_thread")]
 async fn heads_of_requests_whose_answers_nobody_reads_do_not_fill_memory() {
     const HEAD_BYTES: usize = 60_000;
-    /// What the acceptor may take in: its output, what it reads at a time, and the socket's own
+    /// Most bytes that the acceptor may take in: its output, one read, and the socket's own
     /// buffers.
     const MOST_BYTES: usize = 16 << 20;
     let (one, other) = pair().unwrap();
@@ -254,7 +256,7 @@ async fn heads_of_requests_whose_answers_nobody_reads_do_not_fill_memory() {
                 break;
             }
             sent += bytes.len();
-            // As far as this end's books go, the stream is over: more may be opened.
+            // For this end the stream is over, so it may open more.
             opening.reset(id, 1);
             opening.output().clear();
         }
@@ -324,7 +326,7 @@ async fn openers_wait_in_their_order_until_the_channel_has_room() {
     let mut open = Vec::new();
     while let Ok(exchange) = opener.open(request("/"), true) {
         open.push(exchange);
-        // Heads go out, so that the streams are the limit.
+        // Heads are sent, so that the number of streams is the limit.
         tokio::task::yield_now().await;
     }
     assert_eq!(open.len(), casemate_wire::channel::MAX_STREAMS);
@@ -341,7 +343,7 @@ async fn openers_wait_in_their_order_until_the_channel_has_room() {
     let (second, third) = (wait("/second"), wait("/third"));
     tokio::task::yield_now().await;
     assert!(!first.is_finished() && !second.is_finished());
-    // The second gives up; its turn goes to the third.
+    // The second caller gives up; its place goes to the third.
     second.abort();
     for path in ["/first", "/third"] {
         let head = ResponseHead {
@@ -363,7 +365,7 @@ async fn openers_wait_in_their_order_until_the_channel_has_room() {
 }
 
 #[tokio::test]
-async fn who_sends_on_a_stream_that_our_side_gives_up_hears_of_it() {
+async fn a_sender_on_a_stream_that_our_side_resets_gets_an_error() {
     let (opener, _acceptor) = both();
     let mut exchange = opener.open(request("/"), false).unwrap();
     let large = vec![1; 2 * casemate_wire::channel::STREAM_WINDOW_BYTES as usize];
@@ -371,5 +373,5 @@ async fn who_sends_on_a_stream_that_our_side_gives_up_hears_of_it() {
     tokio::task::yield_now().await;
     drop(exchange.response);
     let sent = timeout(SOON, sending).await.unwrap().unwrap();
-    assert!(sent.is_err(), "there is nobody who would take the rest");
+    assert!(sent.is_err(), "no reader is left for the rest");
 }

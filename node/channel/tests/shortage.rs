@@ -1,6 +1,7 @@
-//! A process without descriptors: a file of its own, because the limit is the whole process's.
+//! A process without free descriptors: a test file of its own, because the limit applies to the
+//! whole process.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::os::fd::AsFd as _;
 

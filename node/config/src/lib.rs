@@ -1,4 +1,5 @@
-//! Configuration files of the node's programs: read whole, all mistakes at once; and their logs.
+//! Configuration files of the node's programs, read whole with all mistakes at once; and their
+//! logs.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -8,32 +9,32 @@ use serde::de::DeserializeOwned;
 
 /// Largest configuration file, bytes.
 pub const MAX_FILE_BYTES: u64 = 256 * 1024;
-/// Mistakes that are shown at once; who makes more has another kind of file.
+/// Most mistakes that are shown at once; a file with more is of another kind.
 const MAX_MISTAKES: usize = 20;
 
-/// Exit code of a program whose command line or configuration is wrong (`EX_USAGE`).
+/// Exit code of a program with a wrong command line or configuration (`EX_USAGE`).
 pub const EXIT_USAGE: u8 = 64;
 /// Exit code when a newer program has written the state (`EX_DATAERR`).
 pub const EXIT_NEWER: u8 = 65;
-/// Exit code when something that is needed is not there, such as a free port (`EX_UNAVAILABLE`).
+/// Exit code when a needed resource is unavailable, such as a port (`EX_UNAVAILABLE`).
 pub const EXIT_UNAVAILABLE: u8 = 69;
-/// Exit code of a fault of ours (`EX_SOFTWARE`).
+/// Exit code of a fault of the program (`EX_SOFTWARE`).
 pub const EXIT_SOFTWARE: u8 = 70;
 /// Exit code when a file cannot be read or written (`EX_IOERR`).
 pub const EXIT_IO: u8 = 74;
-/// Exit code when trying again later may work (`EX_TEMPFAIL`).
+/// Exit code when a later retry may succeed (`EX_TEMPFAIL`).
 pub const EXIT_TEMPORARY: u8 = 75;
 
-/// One mistake, by line.
+/// One mistake, with its line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
     /// Line, from 1; 0 for the file as a whole.
     pub line: usize,
-    /// What is wrong and what would be right.
+    /// The mistake and the remedy.
     pub message: String,
 }
 
-/// What is wrong with a file: everything that could be found.
+/// The mistakes in a file: all that could be found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Mistakes {
     /// The file.
@@ -60,7 +61,7 @@ impl fmt::Display for Mistakes {
     }
 }
 
-/// What to tell about a file that could not be read: where it is a matter of permission, as whom it was tried.
+/// The message for a file that could not be read; for a matter of permission, it names the user.
 pub fn unreadable(error: &std::io::Error) -> String {
     if error.kind() == std::io::ErrorKind::PermissionDenied {
         let user = rustix::process::geteuid().as_raw();
@@ -74,7 +75,7 @@ pub fn unreadable(error: &std::io::Error) -> String {
 /// Reads and parses a file.
 ///
 /// # Errors
-/// It cannot be read, or its mistakes.
+/// The file cannot be read, or has mistakes.
 pub fn read<T: DeserializeOwned>(file: &Path) -> Result<T, Mistakes> {
     let whole = |message: String| Mistakes {
         file: file.to_owned(),
@@ -95,8 +96,8 @@ pub fn read<T: DeserializeOwned>(file: &Path) -> Result<T, Mistakes> {
     })
 }
 
-/// Parses TOML into a type that denies unknown fields. A line with a mistake is noted, taken out, and the rest tried again,
-/// so that one run shows them all.
+/// Parses TOML into a type that denies unknown fields. A line with a mistake is recorded and
+/// removed, and the rest parsed again, so that one run shows all mistakes.
 ///
 /// # Errors
 /// The mistakes, in the order in which they were found.
@@ -117,7 +118,7 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Vec<Mistake>> {
         } else {
             left[..at.min(left.len())].matches('\n').count() + 1
         };
-        // Without what was taken out, fields may be missing that were only wrong.
+        // After a removal, a field may be missing that was only wrong.
         if missing && !mistakes.is_empty() {
             break;
         }
@@ -133,7 +134,7 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Vec<Mistake>> {
     Err(mistakes)
 }
 
-/// Blanks the line at this byte, and for a table's heading the table.
+/// Blanks the line at this byte; for a table's heading, the whole table.
 fn take_out(text: &mut String, at: usize) -> bool {
     let start = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
     let line_end = text[at..]
@@ -165,9 +166,9 @@ pub fn start_logs() {
         .with_writer(std::io::stderr)
         .with_env_filter(filter)
         .with_ansi(false)
-        // It would say on standard error, or die, that standard error cannot be written to.
+        // Otherwise a closed standard error would cause a message on standard error, or a panic.
         .log_internal_errors(false);
-    // A second start, in a test, changes nothing.
+    // A second start, as in a test, changes nothing.
     let _started = match std::env::var("CASEMATE_LOG_FORMAT").as_deref() {
         Ok("json") => builder.json().try_init(),
         _ => builder.try_init(),

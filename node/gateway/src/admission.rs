@@ -1,23 +1,25 @@
-//! The shell around [`crate::places`]: connections that hold a place, and connections that wait for
+//! The shell around [`crate::places`]: connections that hold a slot, and connections that wait for
 //! one.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_wire::control::gateway::Shares;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 
 use crate::places::{Admission, Network, Place, Places};
 use crate::workers::now_ms;
 
-/// How long an accepted connection waits for a place: as long as a request waits for a worker.
+/// How long an accepted connection waits for a slot: as long as a request waits for a worker.
 const PLACE_WAIT: Duration = Duration::from_secs(10);
-/// Between two log records about refused connections, milliseconds: a flood must not fill the log.
+/// Pause between two log records about refused connections, milliseconds: a flood must not fill the
+/// log.
 const REFUSED_PERIOD_MS: u64 = 10_000;
 
-/// Hands out places.
+/// Hands out connection slots.
 #[derive(Debug)]
 pub struct Admissions {
     shares: Shares,
@@ -27,7 +29,7 @@ pub struct Admissions {
 #[derive(Debug)]
 struct State {
     places: Places<oneshot::Sender<Seat>>,
-    /// How to reach the connections that may be evicted.
+    /// Signals to the connections that may be evicted.
     evictable: HashMap<Place, Arc<Notify>>,
     refused: Refused,
 }
@@ -39,13 +41,13 @@ struct Refused {
     logged_ms: Option<u64>,
 }
 
-/// No place came free in time, or too many connections wait already. The connection is to be
+/// No slot became free in time, or too many connections wait already. The connection must be
 /// closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("connection limit of this network reached")]
 pub struct NoPlace;
 
-/// The place of a connection; free again when this is dropped.
+/// The slot of a connection; dropping it frees the slot.
 #[derive(Debug)]
 pub struct Seat {
     admissions: Arc<Admissions>,
@@ -54,7 +56,7 @@ pub struct Seat {
     evicted: Arc<Notify>,
 }
 
-/// Tells that the first whole head of a connection has come.
+/// Reports that the first whole head of a connection has come.
 #[derive(Debug, Clone)]
 pub struct HeadNotice {
     admissions: Arc<Admissions>,
@@ -62,7 +64,7 @@ pub struct HeadNotice {
 }
 
 impl Admissions {
-    /// With places for so many connections.
+    /// Makes slots for so many connections.
     pub fn new(max_connections: u32, shares: Shares) -> Arc<Self> {
         Arc::new(Self {
             shares,
@@ -74,11 +76,11 @@ impl Admissions {
         })
     }
 
-    /// A place for a connection from this address, or a position in the queue. May close another
-    /// connection. To be asked in the order in which connections come.
+    /// Takes a slot for a connection from this address, or a position in the queue. This may evict
+    /// another connection. Call it in the order in which connections arrive.
     ///
     /// # Errors
-    /// There is no place, and too many connections wait already.
+    /// There is no slot, and too many connections wait already.
     pub fn ask(self: &Arc<Self>, address: IpAddr) -> Result<Entry, NoPlace> {
         let network = Network::of(address, &self.shares);
         let mut state = self.state();
@@ -111,27 +113,27 @@ impl Admissions {
         }
     }
 
-    /// A panic in a holder leaves books that agree: every change is finished before anything can
-    /// fail.
+    /// A panic in a holder of the lock leaves consistent state: every change completes before
+    /// anything can fail.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
-/// What [`Admissions::ask`] found.
+/// The result of [`Admissions::ask`].
 #[derive(Debug)]
 pub enum Entry {
-    /// A place.
+    /// A slot.
     Seated(Seat),
     /// A position in the queue.
     Waits(Waiter),
 }
 
 impl Entry {
-    /// The place; waits for it up to `PLACE_WAIT`.
+    /// Takes the slot; waits for it up to `PLACE_WAIT`.
     ///
     /// # Errors
-    /// None came free in time.
+    /// No slot became free in time.
     pub async fn seat(self) -> Result<Seat, NoPlace> {
         match self {
             Self::Seated(seat) => Ok(seat),
@@ -146,14 +148,14 @@ impl Entry {
     }
 }
 
-/// A connection in the queue; leaves it when it is dropped.
+/// A connection in the queue; dropping it leaves the queue.
 #[derive(Debug)]
 pub struct Waiter(oneshot::Receiver<Seat>, Arc<Admissions>);
 
 impl Drop for Waiter {
     fn drop(&mut self) {
         self.0.close();
-        // A seat that was granted meanwhile goes on to the next connection; its drop takes the lock
+        // A seat that was granted meanwhile goes to the next connection; its drop takes the lock
         // itself.
         drop(self.0.try_recv());
         self.1.state().places.forget(|waiter| !waiter.is_closed());
@@ -176,17 +178,17 @@ impl Refused {
 }
 
 impl Seat {
-    /// Waits until another connection has taken this place.
+    /// Waits until another connection has taken this slot.
     pub async fn evicted(&self) {
         self.evicted.notified().await;
     }
 
-    /// Whether another connection waits that could have this place.
+    /// Whether another connection that could have this slot is waiting.
     pub fn is_crowded(&self) -> bool {
         self.admissions.state().places.is_crowded(self.network)
     }
 
-    /// For whoever reads the connection's requests.
+    /// A notice for the reader of the connection's requests.
     pub fn head_notice(&self) -> HeadNotice {
         HeadNotice {
             admissions: self.admissions.clone(),
@@ -196,7 +198,7 @@ impl Seat {
 }
 
 impl HeadNotice {
-    /// The first whole head has come: the place is kept until the connection ends.
+    /// The first whole head has come: the connection keeps the slot until it ends.
     pub fn head_came(&self) {
         let mut state = self.admissions.state();
         state.places.head_came(self.place);
@@ -215,7 +217,7 @@ impl Drop for Seat {
                 (waiter, self.admissions.seat(&mut state, place, network))
             })
         };
-        // Never under the lock: a seat that its waiter does not take is dropped here.
+        // Not under the lock: a seat whose waiter has left is dropped here, which takes the lock.
         if let Some((waiter, seat)) = granted {
             drop(waiter.send(seat));
         }
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_waiter_gets_the_next_free_place_and_one_that_left_gets_none() {
+    async fn a_waiter_gets_the_next_free_slot_and_one_that_left_gets_none() {
         let admissions = Admissions::new(1, SHARES);
         let seat = enter(&admissions, "10.0.1.1").await.unwrap();
         seat.head_notice().head_came();

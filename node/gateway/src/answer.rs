@@ -1,4 +1,4 @@
-//! What the gateway itself answers. The only place that knows codes, statuses and texts.
+//! The gateway's own answers: the only module with codes, statuses and texts.
 
 use std::borrow::Cow;
 
@@ -7,37 +7,37 @@ use casemate_wire::control::Failure;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 
-/// The response field with the request's id, on every answer.
+/// The response field that holds the request's id, on every answer.
 pub const REQUEST_FIELD: HeaderName = HeaderName::from_static("x-casemate-request");
 
-/// Why the gateway answers in a function's stead.
+/// Why the gateway answers instead of a function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
-    /// The host cannot be told for certain.
+    /// The request's host is not unambiguous.
     BadHost,
-    /// The path could be read in two ways.
+    /// The path has more than one reading.
     BadPath,
-    /// The body broke off or is no HTTP.
+    /// The body broke off or is malformed.
     BadBody,
     /// No function has this host.
     NoSuchHost,
     /// The TLS connection was made for a host with another certificate.
     Misdirected,
-    /// The method is not let through.
+    /// The perimeter does not allow the method.
     PerimeterMethod,
-    /// The path is not let through.
+    /// The perimeter does not allow the path.
     PerimeterPath,
-    /// The body is larger than the perimeter lets through.
+    /// The body is larger than the perimeter allows.
     BodyTooLarge,
     /// The head is larger than a channel carries.
     HeadTooLarge,
     /// The body came too slowly.
     BodyTimeout,
-    /// An upgrade.
+    /// The request asks for an upgrade.
     NotSupported,
-    /// The tenant has as many requests in flight as one tenant may have.
+    /// The tenant has the most requests in flight that one tenant may have.
     TooManyRequests,
-    /// The request has passed through nodes of this product too often.
+    /// The request has passed through Casemate nodes too often.
     LoopDetected,
     /// The function, or its worker, failed.
     Failed(Failure),
@@ -46,9 +46,9 @@ pub enum Code {
 /// A refusal on its way to the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// The kind.
+    /// The code.
     pub code: Code,
-    /// What the caller reads.
+    /// The message for the caller.
     pub message: Cow<'static, str>,
 }
 
@@ -80,22 +80,22 @@ impl Code {
         Self::Failed(Failure::ExceededWall),
     ];
 
-    /// The name that callers see.
+    /// The code's name, as callers see it.
     pub fn name(self) -> &'static str {
         self.row().1
     }
 
-    /// The status.
+    /// The HTTP status.
     pub fn status(self) -> StatusCode {
         StatusCode::from_u16(self.row().0).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
-    /// What callers read, where nothing more is known.
+    /// The default message for callers.
     pub fn message(self) -> &'static str {
         self.row().2
     }
 
-    /// The class for records, when the function is to blame or could not be had.
+    /// The class for access records, when the function is to blame or unavailable.
     pub fn failure(self) -> Option<Failure> {
         match self {
             Self::Failed(failure) => Some(failure),
@@ -214,7 +214,7 @@ impl From<Failure> for Refusal {
 }
 
 impl Refusal {
-    /// The response. HTTP says that 405 names what is allowed: `allow`.
+    /// Builds the response. A 405 response must name the allowed methods (`allow`).
     pub fn respond(&self, request: &str, allow: Option<&str>) -> Response<Bytes> {
         let error = serde_json::json!({ "error": { "code": self.code.name(), "message": self.message, "request": request } });
         let mut response = Response::new(Bytes::from(error.to_string()));
@@ -239,7 +239,7 @@ impl Refusal {
 mod tests {
     use super::*;
 
-    /// What outsiders see: a change here is a change of the interface.
+    /// The table is an interface: outsiders depend on these codes and statuses.
     #[test]
     fn the_table_is_the_golden_one() {
         let mut table = String::new();

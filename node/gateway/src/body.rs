@@ -1,9 +1,9 @@
-//! The bodies of responses: a worker's to a caller.
+//! The bodies of responses, from a worker to a caller.
 
 use std::future::Future as _;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -11,31 +11,32 @@ use bytes::Bytes;
 use casemate_channel::{RecvBody, StreamError};
 use futures_util::FutureExt as _;
 use http_body::{Frame, SizeHint};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::connection::InFlight;
 use crate::fields;
 use crate::workers::{Lease, now_ms};
 
-/// A response's body broke off: the caller's connection, or stream, is cut, so that it cannot be
-/// taken for whole.
+/// A response's body broke off: the caller's connection or stream is cut, so that the caller cannot
+/// mistake the body for a whole one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Cut {
     /// The worker's stream ended early.
     #[error("the worker's stream ended early")]
     Worker,
-    /// Nothing moved for too long.
-    #[error("nothing moved for too long")]
+    /// Neither side moved a byte for too long.
+    #[error("neither side moved a byte for too long")]
     Stalled,
-    /// More or fewer bytes than the worker declared.
+    /// The worker sent more or fewer bytes than it declared.
     #[error("the body is not as long as the worker declared")]
     Length,
 }
 
-/// What the caller gets.
+/// A response's body for the caller.
 #[derive(Debug)]
 pub struct Body {
     inner: Inner,
-    /// The request counts as being under way until its body has been taken.
+    /// Keeps the request under way until its body has been sent.
     _flight: InFlight,
 }
 
@@ -43,24 +44,24 @@ pub struct Body {
 enum Inner {
     Whole {
         bytes: Bytes,
-        /// On HTTP/2, where a caller may take the connection's bytes and not the stream's.
+        /// On HTTP/2, where a caller may read the connection's bytes but not the stream's.
         _watched: Option<Arc<SharedFlow>>,
     },
     Flow(Flow),
 }
 
-/// A body on its way through.
+/// A body that is streamed from the worker.
 #[derive(Debug)]
 struct Flow {
     shared: Arc<SharedFlow>,
-    /// What is left of the declared length.
+    /// Bytes of the declared length that are still to come.
     left: Option<u64>,
     first: Option<Bytes>,
     over: bool,
 }
 
-/// Seen by the connection too, which cuts a body that does not move: hyper does not even ask for
-/// the next piece while the caller reads none.
+/// The state of a streamed body. The connection holds it too, and cuts a body that does not move:
+/// while the caller reads nothing, hyper does not poll for the next piece.
 #[derive(Debug)]
 pub struct SharedFlow {
     source: Mutex<Source>,
@@ -69,20 +70,21 @@ pub struct SharedFlow {
 
 #[derive(Debug)]
 struct Source {
-    /// With the worker's place. Taken when it is cut or over; a body that was whole has none.
+    /// The worker's stream, with the slot in the worker. `None` once it is cut or over, and for a
+    /// body that was whole.
     stream: Option<(RecvBody, Lease)>,
     reader: Option<Waker>,
 }
 
-/// What a body that may have stalled needs.
+/// The result of a check for a stalled body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stalled {
-    /// It moves.
+    /// The body moves.
     No,
-    /// It did not, and the worker was let go; the caller's side ends with an error.
+    /// The body stalled, and its worker was released; the caller gets an error.
     Cut,
-    /// It has no worker any more, and the caller does not take what is left: only the end of the
-    /// connection helps.
+    /// The worker was released earlier, and the caller does not read the rest: the connection must
+    /// be cut.
     Untaken,
 }
 
@@ -95,7 +97,7 @@ impl SharedFlow {
         })
     }
 
-    /// Lets go of the worker when nothing has moved for so long.
+    /// Releases the worker when nothing has moved for `idle`.
     pub fn cut_if_stalled(&self, now_ms: u64, idle: Duration) -> Stalled {
         let moved_ms = self.moved_ms.load(Ordering::Relaxed);
         if u128::from(now_ms.saturating_sub(moved_ms)) < idle.as_millis() {
@@ -108,7 +110,7 @@ impl SharedFlow {
         if stream.is_none() {
             return Stalled::Untaken;
         }
-        // The caller has as long again to take the error.
+        // The caller has as much time again to read the error.
         self.moved_ms.store(now_ms, Ordering::Relaxed);
         drop(stream);
         reader.into_iter().for_each(Waker::wake);
@@ -116,23 +118,23 @@ impl SharedFlow {
     }
 
     fn source(&self) -> MutexGuard<'_, Source> {
-        self.source.lock().unwrap_or_else(PoisonError::into_inner)
+        self.source.lock()
     }
 }
 
-/// A response's body, as far as it is known when its head has come.
+/// The part of a response's body that is known when its head has come.
 #[derive(Debug)]
 pub enum Known {
-    /// All of it.
+    /// The whole body.
     Whole(Bytes),
-    /// The beginning, and where the rest comes from.
+    /// The beginning, and the stream of the rest.
     Begun(Option<Bytes>, RecvBody),
-    /// It broke off already.
+    /// The body broke off already.
     Broken(StreamError),
 }
 
-/// Takes what has arrived with the head: small responses are then whole, and go out in one piece
-/// with their length.
+/// Reads what has arrived with the head: a small response is then whole, and is sent in one piece
+/// with its length.
 pub fn known(mut body: RecvBody) -> Known {
     match body.next().now_or_never() {
         None => Known::Begun(None, body),
@@ -152,7 +154,7 @@ pub fn known(mut body: RecvBody) -> Known {
 }
 
 impl Body {
-    /// All of it at once.
+    /// A body that is whole.
     pub fn whole(bytes: Bytes, flight: InFlight) -> Self {
         let watched = flight.is_http2() && !bytes.is_empty();
         let shared = watched.then(|| SharedFlow::new(None));
@@ -168,7 +170,7 @@ impl Body {
         }
     }
 
-    /// From a worker. `length`: as declared.
+    /// A body streamed from a worker. `length`: as declared.
     pub fn flow(
         first: Option<Bytes>,
         rest: RecvBody,

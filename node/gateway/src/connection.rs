@@ -1,12 +1,13 @@
-//! One caller's connection: what is under way on it, and when it has to go.
+//! One caller's connection: its requests under way, and when it must close.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::admission::HeadNotice;
@@ -15,72 +16,72 @@ use crate::drain::REST;
 use crate::requests::RequestPlace;
 use crate::workers::now_ms;
 
-/// Requests that a caller may abandon within a second on one connection. More is a flood (HTTP/2 rapid reset), each of
-/// which would cost a worker's time.
+/// Requests that a caller may abandon within a second on one connection. More is a flood (HTTP/2
+/// rapid reset) that would cost workers' time.
 const MAX_ABANDONED: u32 = 100;
-/// Over which abandoned requests are counted, milliseconds.
+/// Period over which abandoned requests are counted, milliseconds.
 const ABANDONED_PERIOD_MS: u64 = 1000;
-/// How long a connection may rest while others wait for its place.
+/// How long a connection may idle while others wait for its slot.
 const CROWDED_REST: Duration = Duration::from_secs(1);
 
-/// How long a caller that has ended its side waits before it is probed for the first time.
+/// Time after the caller has ended its side until the first probe.
 const PROBE_PERIOD: Duration = Duration::from_secs(1);
-/// Bounds of connections.
+/// Time limits of connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// Until a whole request head has come.
+    /// Time until a whole request head has come.
     pub header: Duration,
-    /// Without a request, or without a byte of a body.
+    /// Time without a request, or without a byte of a body.
     pub idle: Duration,
 }
 
-/// A connection.
+/// The state of a caller's connection, shared by its reader, its requests and its timer.
 #[derive(Debug)]
 pub struct Connection {
     /// The `:client` field: the caller's address.
     pub client: Bytes,
-    /// Whether it is TLS.
+    /// Whether the connection uses TLS.
     pub tls: bool,
-    /// The name that TLS was made for.
+    /// The server name of the TLS handshake.
     pub server_name: Option<String>,
-    /// Told when the first request begins.
+    /// Notified when the first request begins.
     head: Option<HeadNotice>,
     flight: AtomicU32,
     served: AtomicBool,
     http2: AtomicBool,
-    /// Since when nothing is under way; 0: never yet or just now.
+    /// When the connection became idle; 0 while requests are under way.
     rest_ms: AtomicU64,
-    /// Since when a head has begun to come; 0: none has.
+    /// When the first byte of a head came; 0 when there is none.
     head_ms: AtomicU64,
-    /// Since when the caller takes nothing; 0: it does.
+    /// When the caller stopped reading; 0 while it reads.
     blocked_ms: AtomicU64,
-    /// Since when the caller has ended its side; 0: it has not.
+    /// When the caller ended its side; 0 when it has not.
     ended_ms: AtomicU64,
-    /// Requests that are over.
+    /// Number of requests that have ended.
     done: AtomicU32,
     /// Whether the caller is to be probed: see [`crate::watched::Watched`].
     probe: AtomicBool,
-    /// Who reads, once the caller has ended its side.
+    /// The reader to wake, once the caller has ended its side.
     reader: AtomicWaker,
     abandoned: Mutex<(u64, u32)>,
     flows: Mutex<Vec<Weak<SharedFlow>>>,
-    /// Rings when the connection is to end at once.
+    /// Notified when the connection must end at once.
     pub cut: Notify,
 }
 
-/// What becomes of a connection.
+/// What the connection must do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It stays.
+    /// Stay open.
     Stay,
-    /// It finishes what is under way.
+    /// Close after the requests under way.
     Close,
-    /// It ends at once.
+    /// End at once.
     Cut,
 }
 
 impl Connection {
-    /// A connection that was just made.
+    /// The state of a new connection.
     pub fn new(
         client: Bytes,
         tls: bool,
@@ -108,7 +109,7 @@ impl Connection {
         }
     }
 
-    /// A request begins.
+    /// Begins a request.
     pub fn begin(self: &Arc<Self>, http2: bool) -> InFlight {
         self.flight.fetch_add(1, Ordering::Relaxed);
         self.head_ms.store(0, Ordering::Relaxed);
@@ -124,7 +125,8 @@ impl Connection {
         }
     }
 
-    /// The body of a request goes on after its answer: until this is dropped the connection does not rest.
+    /// The body of a request continues after its answer: the connection counts as busy until this
+    /// is dropped.
     pub fn uploads(self: &Arc<Self>) -> Uploading {
         self.flight.fetch_add(1, Ordering::Relaxed);
         Uploading(self.clone())
@@ -136,17 +138,18 @@ impl Connection {
         }
     }
 
-    /// A body that goes on after its head: to be watched.
+    /// Registers the body of a response for the check for stalled bodies.
     fn watch(&self, flow: &Arc<SharedFlow>) {
-        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that ended meanwhile are forgotten here too, so that their number is bounded by what is under way.
+        let mut flows = self.flows.lock();
+        // Ended bodies are removed before the list grows, so that its length is bounded by the
+        // requests under way.
         if flows.len() == flows.capacity() {
             flows.retain(|flow| flow.strong_count() > 0);
         }
         flows.push(Arc::downgrade(flow));
     }
 
-    /// What becomes of it at this time. `crowded`: others wait for a place.
+    /// What the connection must do now. `crowded`: other connections wait for its slot.
     pub fn judge(&self, now_ms: u64, patience: Patience, crowded: bool) -> Verdict {
         let past = |since: &AtomicU64, wait: Duration| {
             let since = since.load(Ordering::Relaxed);
@@ -156,7 +159,7 @@ impl Connection {
             return Verdict::Cut;
         }
         let mut untaken = false;
-        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flows = self.flows.lock();
         flows.retain(|flow| {
             flow.upgrade().is_some_and(|flow| {
                 untaken |= flow.cut_if_stalled(now_ms, patience.idle) == Stalled::Untaken;
@@ -186,9 +189,10 @@ impl Connection {
         }
     }
 
-    /// Whether a connection of a gateway that drains since then is asked to go now. HTTP/2 is at once: what is under way goes
-    /// on, and the caller is told which requests are. HTTP/1 has no such word but in an answer, so a connection that has
-    /// none to get is let rest first: a request may be on its way.
+    /// Whether the connection is asked to close now, in a gateway that drains since then. An HTTP/2
+    /// connection is asked at once: requests under way continue, and GOAWAY names them. On HTTP/1
+    /// only an answer can carry such a notice, so an idle connection is closed only after a rest: a
+    /// request may be on its way.
     pub fn may_go(&self, now_ms: u64, drains_since_ms: u64) -> bool {
         if self.http2.load(Ordering::Relaxed) {
             return true;
@@ -202,7 +206,8 @@ impl Connection {
     pub(crate) fn received(&self) {
         let head_begins =
             self.head_ms.load(Ordering::Relaxed) == 0 && self.flight.load(Ordering::Relaxed) == 0;
-        // On an HTTP/2 connection without requests come pings and the like; there, resting too long is what counts.
+        // An HTTP/2 connection without requests still gets pings and the like; its idle time limit
+        // applies instead.
         if head_begins && !self.http2.load(Ordering::Relaxed) {
             self.head_ms.store(some_ms(now_ms()), Ordering::Relaxed);
         }
@@ -224,17 +229,17 @@ impl Connection {
         }
     }
 
-    /// Requests that are over.
+    /// Number of requests that have ended.
     pub(crate) fn done(&self) -> u32 {
         self.done.load(Ordering::Relaxed)
     }
 
-    /// Who reads is woken when a request is over, and when the caller is to be probed.
+    /// Registers the reader to wake when a request ends, and when the caller is to be probed.
     pub(crate) fn wakes(&self, reader: &Waker) {
         self.reader.register(reader);
     }
 
-    /// Whether the caller is to be probed now.
+    /// Whether the caller is to be probed now; clears the flag.
     pub(crate) fn takes_probe(&self) -> bool {
         let is_blocked = self.blocked_ms.load(Ordering::Relaxed) > 0;
         self.probe.swap(false, Ordering::Relaxed) && !is_blocked
@@ -242,10 +247,7 @@ impl Connection {
 
     fn abandon(&self) {
         let now_ms = now_ms();
-        let mut abandoned = self
-            .abandoned
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut abandoned = self.abandoned.lock();
         if now_ms.saturating_sub(abandoned.0) >= ABANDONED_PERIOD_MS {
             *abandoned = (now_ms, 0);
         }
@@ -256,12 +258,12 @@ impl Connection {
     }
 }
 
-/// Zero is taken: it means "not".
+/// A time that is never 0, because 0 means "not set".
 fn some_ms(now_ms: u64) -> u64 {
     now_ms.max(1)
 }
 
-/// The body of an answered request that still comes.
+/// The rest of a request's body after its answer.
 #[derive(Debug)]
 pub struct Uploading(Arc<Connection>);
 
@@ -271,7 +273,7 @@ impl Drop for Uploading {
     }
 }
 
-/// A request that is under way; ends when it is dropped.
+/// A request under way; it ends when this is dropped.
 #[derive(Debug)]
 pub struct InFlight {
     connection: Arc<Connection>,
@@ -280,27 +282,27 @@ pub struct InFlight {
 }
 
 impl InFlight {
-    /// The connection that it came on.
+    /// The connection of the request.
     pub fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
 
-    /// Keeps its tenant's place until it ends.
+    /// Holds the tenant's slot until the request ends.
     pub fn keep(&mut self, place: RequestPlace) {
         self.place = Some(place);
     }
 
-    /// Whether it came by HTTP/2.
+    /// Whether the request came over HTTP/2.
     pub fn is_http2(&self) -> bool {
         self.connection.http2.load(Ordering::Relaxed)
     }
 
-    /// Its response's body: to be watched.
+    /// Registers the response's body for the check for stalled bodies.
     pub fn watch(&self, flow: &Arc<SharedFlow>) {
         self.connection.watch(flow);
     }
 
-    /// The head of its response is there.
+    /// The head of the response has come.
     pub fn answered(&mut self) {
         self.answered = true;
     }
@@ -396,7 +398,7 @@ mod tests {
         let rest_ms = REST.as_millis() as u64;
         let connection = self::connection();
         let start_ms = now_ms();
-        // Nothing has come yet: it may be on its way.
+        // No byte has come yet, but one may be on its way.
         assert!(!connection.may_go(start_ms + rest_ms - 1, start_ms));
         assert!(connection.may_go(start_ms + rest_ms + 1000, start_ms));
         connection.received();
@@ -404,7 +406,7 @@ mod tests {
         let flight = connection.begin(false);
         assert!(!connection.may_go(start_ms + 100 * rest_ms, start_ms));
         drop(flight);
-        // It has rested long before the drain began.
+        // The connection was idle long before the drain began.
         let drains_ms = now_ms() + 100 * rest_ms;
         assert!(!connection.may_go(drains_ms, drains_ms));
         assert!(connection.may_go(drains_ms + rest_ms, drains_ms));

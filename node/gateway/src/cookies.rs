@@ -1,25 +1,27 @@
-//! Cookies that reach further than the function's own host. Pure.
+//! Cookies that are valid beyond the function's own host. Pure.
 //!
-//! Functions of several tenants may be neighbours under one parent domain. A cookie with `Domain=` that parent would be
-//! sent to all of them, and would replace theirs. The gateway knows the host of the request and no other bound that it
-//! could rely on, so a cookie may name that host, or no host. A cookie that names its host goes to all hosts below it too,
-//! so it may not where another tenant has one of them.
+//! Functions of several tenants may be neighbours under one parent domain. A cookie with that
+//! parent as its `Domain=` would be sent to all of them, and would replace their cookies. The
+//! gateway knows no reliable bound except the host of the request, so a cookie may name that host
+//! or none. A cookie that names its host is sent to all hosts below it too, so it is refused where
+//! another tenant has one of these.
 
-/// Where a cookie goes.
+/// The hosts to which a cookie is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// To the host that sets it alone.
+    /// The host that sets it, alone.
     Host,
-    /// To that host and all below it.
+    /// That host and all hosts below it.
     Below,
-    /// Further.
+    /// Other hosts.
     Wider,
 }
 
-/// Where a `Set-Cookie` value of `host` (lower case, no port, no last dot) goes.
+/// The hosts to which a `Set-Cookie` value of `host` (lower case, no port, no last dot) applies.
 ///
-/// Read as browsers do (RFC 6265, section 5.2): attributes come after the first semicolon, names in any case, one leading
-/// dot is ignored, an attribute without a value too. Browsers obey the last of several; here none may be wider.
+/// Parsed as browsers do (RFC 6265, section 5.2): attributes follow the first semicolon, names are
+/// case-insensitive, one leading dot is ignored, and so is an attribute without a value. Browsers
+/// obey the last of several `Domain` attributes; here none of them may be wider.
 pub fn reach(value: &[u8], host: &str) -> Reach {
     let attributes = value.split(|byte| *byte == b';').skip(1);
     let mut reach = Reach::Host;
@@ -32,7 +34,7 @@ pub fn reach(value: &[u8], host: &str) -> Reach {
     reach
 }
 
-/// The domain, if this attribute is one that has a value.
+/// The value of this attribute, if it is a `Domain` with one.
 fn domain(attribute: &[u8]) -> Option<&[u8]> {
     let equals = attribute.iter().position(|byte| *byte == b'=')?;
     let name = attribute[..equals].trim_ascii();

@@ -1,12 +1,14 @@
-//! The end of a gateway that loses nobody's request.
+//! Drains the gateway without losing a request.
 //!
-//! 1. **Last call.** Connections that are there are asked to go: each answer over HTTP/1 says `Connection: close`, and HTTP/2
-//!    gets GOAWAY. An HTTP/1 connection that rests is closed only after [`REST`], so that a request which is on its way
-//!    meanwhile gets its answer. New callers are still accepted, on the same terms.
-//! 2. **Closed.** Once those that were there have gone, or half of the grace time is over, nothing is accepted any more: new
-//!    callers wait in the sockets' queues for the next gateway. What was accepted finishes, within the grace time.
+//! 1. **Last call.** Existing connections are asked to close: each answer over HTTP/1 has
+//!    `Connection: close`, and HTTP/2 gets GOAWAY. An idle HTTP/1 connection is closed only after
+//!    [`REST`], so that a request that is on its way meanwhile gets its answer. New connections are
+//!    still accepted, on the same terms.
+//! 2. **Closed.** Once the connections from before the last call have closed, or half of the grace
+//!    time is over, no connection is accepted: new callers wait in the sockets' queues for the next
+//!    gateway. Accepted connections finish within the grace time.
 //!
-//! So long requests do not keep new callers waiting for as long as they last, and a connection is never accepted in vain.
+//! So new callers do not wait for the longest request, and no connection is accepted in vain.
 
 use std::future::Future;
 use std::time::Duration;
@@ -15,13 +17,14 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
-/// How long an HTTP/1 connection rests before it is closed. A caller that uses it more often has had an answer that says
-/// `Connection: close` by then; one that uses it less often finds it closed, as after any idle timeout.
+/// Idle time after which an HTTP/1 connection is closed. A caller that uses its connection more
+/// often has had an answer with `Connection: close` by then; another caller finds it closed, as
+/// after any idle timeout.
 pub const REST: Duration = Duration::from_secs(2);
-/// How often a connection is looked at.
+/// Period at which a connection is checked.
 pub const LOOK_PERIOD: Duration = Duration::from_millis(50);
 
-/// How far the end has come.
+/// The phase of the drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Serving,
@@ -29,13 +32,13 @@ enum Phase {
     Closed,
 }
 
-/// See the module.
+/// The state of a drain; the gateway owns it, listeners and connections run under it.
 #[derive(Debug)]
 pub struct Drain {
     phase: watch::Sender<Phase>,
-    /// Connections that came before the last call.
+    /// Connections from before the last call.
     early: TaskTracker,
-    /// Later ones, and the listeners.
+    /// Later connections, and the listeners.
     late: TaskTracker,
 }
 
@@ -50,7 +53,7 @@ impl Default for Drain {
 }
 
 impl Drain {
-    /// Runs a listener, which ends by itself when [`Self::closes`].
+    /// Runs a listener, which ends when [`Self::closes`] completes.
     pub fn listens(&self, listener: impl Future<Output = ()> + Send + 'static) {
         self.late.spawn(listener);
     }
@@ -64,7 +67,7 @@ impl Drain {
         }
     }
 
-    /// Whether the last call has been.
+    /// Whether the last call has begun.
     pub fn has_begun(&self) -> bool {
         *self.phase.borrow() > Phase::Serving
     }
@@ -74,28 +77,28 @@ impl Drain {
         self.comes_to(Phase::LastCall).await;
     }
 
-    /// Waits until nothing is to be accepted any more.
+    /// Waits until connections are no longer accepted.
     pub async fn closes(&self) {
         self.comes_to(Phase::Closed).await;
     }
 
     async fn comes_to(&self, wanted: Phase) {
         let mut phase = self.phase.subscribe();
-        // Fails only when the sender is gone, which is ours.
+        // Fails only when the sender is dropped, which we own.
         let _ = phase.wait_for(|phase| *phase >= wanted).await;
     }
 
-    /// Goes through the phases; whether everything had ended within `grace`.
+    /// Runs through the phases; returns whether all connections ended within `grace`.
     pub async fn run(&self, grace: Duration) -> bool {
         let end = Instant::now() + grace;
         self.phase.send_replace(Phase::LastCall);
         self.early.close();
-        // Those that stay are waited for again below.
+        // Connections that remain are waited for again below.
         let _left = timeout(grace / 2, self.early.wait()).await;
         self.phase.send_replace(Phase::Closed);
         self.late.close();
         let all = async {
-            // The listeners first: until they have ended, connections may still come.
+            // The listeners first: until they have ended, connections may be added.
             self.late.wait().await;
             self.early.wait().await;
         };
@@ -113,7 +116,7 @@ mod tests {
 
     const GRACE: Duration = Duration::from_secs(10);
 
-    /// A connection that ends when the sender goes.
+    /// A connection that ends when the sender is dropped.
     fn connection(drain: &Drain) -> oneshot::Sender<()> {
         let (end, ended) = oneshot::channel::<()>();
         drain.connects(async move {
@@ -147,7 +150,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_stays_keeps_callers_out_for_half_of_the_grace_and_ends_with_it() {
+    async fn a_connection_that_stays_delays_new_callers_for_half_of_the_grace_time() {
         let (drain, began) = (Arc::new(Drain::default()), Instant::now());
         let stays = connection(&drain);
         let running = run(&drain);
@@ -165,7 +168,7 @@ mod tests {
         let listener = drain.clone();
         drain.listens(async move {
             listener.closes().await;
-            // Accepted before it saw the end.
+            // Accepted before the listener saw the end.
             listener.connects(async move {
                 let _ = ended.await;
             });

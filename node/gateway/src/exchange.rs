@@ -1,4 +1,4 @@
-//! One request: which host, the perimeter, a worker, its answer.
+//! One request: its host, the perimeter, a worker, and the answer.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -28,12 +28,12 @@ use crate::target::Target;
 use crate::upload::{Bounds, Upload, UploadError};
 use crate::workers::{Function, Lease};
 
-/// Workers tried for one request that end before they begin it.
+/// Most workers that are tried for one request when each ends before it begins the request.
 const MAX_WORKERS_TRIED: usize = 4;
-/// Longest path, and longest method, in an access record, bytes.
+/// Longest path and longest method in an access record, bytes.
 const MAX_RECORDED_BYTES: usize = 2048;
 
-/// Makes request ids: 128 bits, unique on this node, never repeated by a restart.
+/// Makes request ids: 128 bits, unique on this node, also after a restart.
 #[derive(Debug)]
 pub struct RequestIds {
     boot: u64,
@@ -41,7 +41,7 @@ pub struct RequestIds {
 }
 
 impl RequestIds {
-    /// From random bits.
+    /// Makes ids from random bits.
     pub fn new(boot: u64, first: u64) -> Self {
         Self {
             boot,
@@ -62,7 +62,7 @@ impl RequestIds {
 
 type Route = Arc<Site<Arc<Function>>>;
 
-/// A worker's answer, ready to go out.
+/// A worker's answer, ready to be sent.
 struct Answer {
     status: StatusCode,
     fields: HeaderMap,
@@ -79,17 +79,18 @@ enum Content {
     },
 }
 
-/// What is known of a request while it is answered.
+/// The facts about a request that are known while it is answered.
 #[derive(Default)]
 struct Progress {
     route: Option<Route>,
-    /// Not all of its body has come, and nobody will read the rest: an HTTP/1 connection ends with the answer.
+    /// Part of the body was not read and never will be: an HTTP/1 connection closes after the
+    /// answer.
     is_unread: bool,
 }
 
 /// Why a worker did not answer.
 enum Trouble {
-    /// It has not begun the request: another worker may.
+    /// The worker has not begun the request: another worker may.
     NotBegun,
     Refused(Refusal),
 }
@@ -112,7 +113,7 @@ impl From<Code> for Trouble {
     }
 }
 
-/// Answers a request, in the worker's words or in ours.
+/// Answers a request, with the worker's answer or the gateway's own.
 pub async fn answer(
     gateway: &Gateway,
     connection: &Arc<Connection>,
@@ -178,7 +179,7 @@ pub async fn answer(
     response
 }
 
-/// Paths in a parsed URI are ASCII or UTF-8 of a caller; cut between characters.
+/// Cuts a caller's text to the recorded length, between characters.
 fn recorded(text: &str) -> String {
     text[..text.floor_char_boundary(MAX_RECORDED_BYTES)].to_owned()
 }
@@ -234,9 +235,9 @@ async fn forward(
     to_caller(asked, has_neighbours, response, rest, lease).await
 }
 
-/// Sends the rest of a body beside and after the answer, for as long as the worker has the request: what a function gave
-/// to `waitUntil` may read it. Not where nobody reads it, and not where the caller waits for `100 Continue`, which cannot
-/// come after the answer. Whether it does.
+/// Sends the rest of a body during and after the answer, as long as the worker has the request: a
+/// promise in the function's `waitUntil` may read it. Does nothing when no reader is left, or when
+/// the caller waits for `100 Continue`, which cannot follow the answer. Returns whether it does.
 fn go_on(
     mut upload: Upload,
     mut to: SendBody,
@@ -257,7 +258,7 @@ fn go_on(
     true
 }
 
-/// No function answers for a host, which is for certain only once all plans are known.
+/// The answer when no function has the host. That is certain only once all plans are known.
 fn no_route(gateway: &Gateway, host: &str) -> Refusal {
     let standing = gateway.standing.load();
     let is_expected = |standing: &Standing| {
@@ -285,7 +286,7 @@ fn read_host(head: &Parts) -> Result<Host<'_>, Code> {
     Host::of_request(target, named, head.version == Version::HTTP_11).map_err(|_| Code::BadHost)
 }
 
-/// The parsers' own bounds are rougher: HTTP/1 reads some bytes beyond, HTTP/2 counts no fields.
+/// The HTTP parsers' own bounds are wider: HTTP/1 reads some bytes beyond, HTTP/2 counts no fields.
 fn fits(head: &Parts) -> bool {
     let lines = head
         .headers
@@ -327,7 +328,7 @@ fn to_worker(
     fields.push("host", &authority);
     fields.push(":request", id);
     fields.push(":client", &connection.client);
-    // One digit: MAX_HOPS and more were refused.
+    // One digit, because counts from `MAX_HOPS` on were refused.
     fields.push(":hops", [b'0' + hops]);
     RequestHead {
         method: head.method.as_str().to_owned(),
@@ -336,8 +337,8 @@ fn to_worker(
     }
 }
 
-/// The answer of a worker with room. A worker that ends before it has begun the request gets nothing more, and another is
-/// found; from the moment that a worker has begun the request, there is no second try.
+/// Gets the answer from a worker with a free slot. If a worker ends before it has begun the
+/// request, another one is tried; once a worker has begun the request, there is no second try.
 async fn by_a_worker(
     function: &Arc<Function>,
     make_head: impl Fn() -> RequestHead,
@@ -356,16 +357,16 @@ async fn by_a_worker(
     Err(Failure::Unavailable.into())
 }
 
-/// The head of a worker's answer has come.
+/// A worker's answer, once its head has come.
 struct Conversation {
     head: ResponseHead,
     rest: RecvBody,
-    /// Where the rest of the request's body goes, if there is some.
+    /// The stream for the rest of the request's body, if there is a rest.
     to: Option<SendBody>,
 }
 
-/// Opens a stream when the worker's channel can carry one more, and sends the request. A channel that is full is no fault
-/// of the worker: its output is being written.
+/// Opens a stream when the worker's channel can carry one more, and sends the request. A full
+/// channel is not the worker's fault: its output is still being written.
 async fn begin(
     head: RequestHead,
     upload: &mut Upload,
@@ -439,7 +440,7 @@ async fn explain(error: StreamError, stream: StreamId, lease: &Lease) -> Trouble
     failure.map_or(Trouble::NotBegun, Trouble::from)
 }
 
-/// A worker's answer as HTTP, or 500 `exception` where it is none.
+/// Converts a worker's answer to HTTP; 500 `exception` if it is invalid.
 async fn to_caller(
     (method, host): (&Method, &str),
     has_neighbours: impl Fn() -> bool,
@@ -480,7 +481,7 @@ async fn to_caller(
             lease,
             length,
         },
-        // The head has come: the request was begun.
+        // The head has come, so the worker had begun the request.
         Known::Broken(error) => match explain(error, StreamId::MIN, &lease).await {
             Trouble::Refused(refusal) => return Err(refusal),
             Trouble::NotBegun => return Err(Failure::WorkerLost.into()),

@@ -1,4 +1,4 @@
-//! When a certificate expires: the one field of it that TLS libraries do not show. Pure.
+//! Reads when a certificate expires, which TLS libraries do not expose. Pure.
 
 /// DER tags.
 const SEQUENCE: u8 = 0x30;
@@ -6,15 +6,15 @@ const VERSION: u8 = 0xa0;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
-/// Seconds since 1970 at which a certificate (RFC 5280, section 4.1) ends; `None` where it cannot
-/// be read.
+/// The end of a certificate's validity (RFC 5280, section 4.1), seconds since 1970; `None` where it
+/// cannot be read.
 pub fn not_after(certificate: &[u8]) -> Option<u64> {
     let (certificate, _) = take(certificate, SEQUENCE)?;
     let (mut rest, _) = take(certificate, SEQUENCE)?;
     if let Some((_, after)) = take(rest, VERSION) {
         rest = after;
     }
-    // Serial number, signature algorithm, issuer.
+    // Skips serial number, signature algorithm and issuer.
     for _ in 0..3 {
         rest = take_any(rest)?.2;
     }
@@ -29,7 +29,7 @@ fn take(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     (found == tag).then_some((content, rest))
 }
 
-/// Tag, content, and what follows.
+/// Reads a tag and its content; returns these and the rest.
 fn take_any(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let [tag, length, rest @ ..] = bytes else {
         return None;
@@ -76,7 +76,7 @@ fn time(tag: u8, text: &[u8]) -> Option<u64> {
     if digits.len() != at + 10 || !(1..=12).contains(&month) || year < 1970 {
         return None;
     }
-    // The year begins in March: February, with its leap day, is then its last month.
+    // The year begins in March: February, with its leap day, is then the last month.
     let (year, month) = if month < 3 {
         (year - 1, month + 9)
     } else {
@@ -84,7 +84,7 @@ fn time(tag: u8, text: &[u8]) -> Option<u64> {
     };
     let leap_days = year / 4 - year / 100 + year / 400;
     let days = year * 365 + leap_days + (month * 153 + 2) / 5 + day;
-    // Days from 1 March of the year 0 to 1 January 1970, and one, since days of the month count
+    // Days from 1 March of the year 0 to 1 January 1970, plus one, because days of the month count
     // from one.
     Some(days.checked_sub(719_469)? * 86_400 + seconds)
 }
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_time_is_none() {
+    fn an_invalid_time_is_rejected() {
         let bad = [
             (UTC_TIME, &b"270131000000"[..]),
             (UTC_TIME, b"2701310000Z"),

@@ -1,4 +1,5 @@
-//! Header fields between HTTP and a channel. What belongs to one hop stays on it (RFC 9110, section 7.6.1).
+//! Header fields between HTTP and a channel. Hop-by-hop fields stay on their hop (RFC 9110, section
+//! 7.6.1).
 
 use std::borrow::Cow;
 
@@ -8,23 +9,24 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::cookies::{self, Reach};
 
-/// Fields in a request's head at most, cookies counted as one; HTTP/1 is held to the same number by its parser.
+/// Most fields in a request's head, cookies counted as one; the HTTP/1 parser has the same limit.
 pub const MAX_REQUEST_FIELDS: usize = 100;
 
-/// Bytes of a request's head at most.
+/// Most bytes of a request's head.
 pub const MAX_HEAD_BYTES: usize = 48 * 1024;
 
-/// Fields that the gateway adds: `host`, `:request`, `:client`, `:hops`.
+/// Number of fields that the gateway adds: `host`, `:request`, `:client`, `:hops`.
 const OWN_FIELDS: usize = 4;
-/// Of names and values, bytes: what a browser's request has, so that its head grows seldom.
+/// Initial capacity for names and values, bytes: enough for a browser's request, so that the buffer
+/// seldom grows.
 const ROOM_BYTES: usize = 512;
 
-/// The head of a response cannot be passed on.
+/// The head of a response cannot be forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the function's response head is no HTTP")]
+#[error("the function's response head is not valid HTTP")]
 pub struct BadResponse;
 
-/// Belongs to one hop, or is written anew by whoever sends on.
+/// Whether a field belongs to one hop, or is written anew by each sender.
 fn stays_here(name: &str) -> bool {
     matches!(
         name,
@@ -41,8 +43,9 @@ fn stays_here(name: &str) -> bool {
     )
 }
 
-/// What the `Connection` fields of a head name: at most as much as a head may have fields. Each field is compared with each
-/// option, so a head of nothing but options would otherwise take its length in fields times its length in options.
+/// The options in the `Connection` fields of a head, bounded by the number of fields that a head
+/// may have. Each field is compared with each option, so unbounded options would make the cost
+/// quadratic.
 struct Options<'a> {
     named: Vec<&'a [u8]>,
     are_too_many: bool,
@@ -60,21 +63,23 @@ impl<'a> Options<'a> {
         }
     }
 
-    /// Whether a field stays on its hop. Where the options are too many, each does.
+    /// Whether a field stays on its hop. With too many options, every field does.
     fn name(&self, field: &str) -> bool {
         let is_field = |option: &&[u8]| option.eq_ignore_ascii_case(field.as_bytes());
         self.are_too_many || self.named.iter().any(is_field)
     }
 }
 
-/// Whether the `Connection` fields of a caller's head name more than it may have fields.
+/// Whether the `Connection` fields of a caller's head name more options than a head may have
+/// fields.
 pub fn has_too_many_options(fields: &HeaderMap) -> bool {
     let connection = fields.get_all(CONNECTION).iter();
     Options::of(connection.map(HeaderValue::as_bytes)).are_too_many
 }
 
-/// A caller's fields as they go to a worker, with room for some more. `Host` is left out: the gateway writes the one that
-/// it judged. So is `Expect`: the gateway asks for the body when the worker can take it.
+/// A caller's fields for a worker, with capacity for some more. `Host` is left out: the gateway
+/// writes the host that it judged. `Expect` is left out too: the gateway asks for the body when the
+/// worker is ready for it.
 pub fn to_worker(fields: &HeaderMap) -> Fields {
     let mut out = Fields::with_capacity(fields.len() + OWN_FIELDS, ROOM_BYTES);
     let connection = fields.get_all(CONNECTION).iter();
@@ -84,7 +89,7 @@ pub fn to_worker(fields: &HeaderMap) -> Fields {
         if stays_here(text) || matches!(text, "host" | "expect") {
             continue;
         }
-        // The length belongs to the body, whatever `Connection` says.
+        // The length describes the body, whatever `Connection` names.
         if name != CONTENT_LENGTH && options.name(text) {
             continue;
         }
@@ -97,8 +102,8 @@ pub fn to_worker(fields: &HeaderMap) -> Fields {
     out
 }
 
-/// A caller may send its cookies in several fields, and HTTP/2 clients do; together they are one (RFC 9113, section
-/// 8.2.3).
+/// Joins a caller's cookies: HTTP/2 clients may send them in several fields, which together are one
+/// (RFC 9113, section 8.2.3).
 fn joined_cookies(fields: &HeaderMap) -> Cow<'_, [u8]> {
     let mut cookies = fields.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
     let first = cookies.next().unwrap_or_default();
@@ -107,16 +112,17 @@ fn joined_cookies(fields: &HeaderMap) -> Cow<'_, [u8]> {
     })
 }
 
-/// Fields of a caller's head as they are counted: cookies are one.
+/// The number of fields in a caller's head, with cookies counted as one.
 pub fn count(fields: &HeaderMap) -> usize {
     let cookies = fields.get_all(COOKIE).iter().count();
     fields.len() - cookies.saturating_sub(1)
 }
 
-/// A caller's trailers as they go to a worker: without what belongs into a head (RFC 9110, section 6.5.1).
+/// A caller's trailers for a worker, without fields that belong into a head (RFC 9110, section
+/// 6.5.1).
 pub fn trailers_to_worker(fields: &HeaderMap) -> Fields {
     let fields = to_worker(fields);
-    // Some of them that look like all would be worse than none.
+    // An incomplete set of trailers that looks complete would be worse than none.
     if fields.check().is_err() {
         return Fields::default();
     }
@@ -137,28 +143,30 @@ fn is_trailer(name: &str) -> bool {
     )
 }
 
-/// A response's fields on their way to a caller.
+/// A response's fields for a caller.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Outgoing {
-    /// What goes out.
+    /// The fields to send.
     pub fields: HeaderMap,
     /// The length that the worker declared.
     pub length: Option<u64>,
-    /// Cookies that were dropped: see [`crate::cookies`].
+    /// Number of dropped cookies: see [`crate::cookies`].
     pub wide_cookies: u32,
 }
 
-/// A worker's fields as they go to a caller of this host. Fields of ours (`:`) never go out; the length is written anew
-/// from what is really sent. `has_neighbours`: whether another tenant has a host below this one.
+/// Converts a worker's fields for a caller of this host. Fields of ours (`:`) are never sent; the
+/// length is that of what is really sent. `has_neighbours`: whether another tenant has a host below
+/// this one.
 ///
 /// # Errors
-/// A name, a value or a length that is no HTTP, or more options of the connection than a head may have fields.
+/// A name, value or length is not valid HTTP, or `Connection` names more options than a head may
+/// have fields.
 pub fn to_caller(
     fields: &Fields,
     host: &str,
     has_neighbours: impl Fn() -> bool,
 ) -> Result<Outgoing, BadResponse> {
-    // Room for what is added on the way out.
+    // Capacity for the fields that are added later.
     let mut out = HeaderMap::with_capacity(fields.len() + 2);
     let mut length = None;
     let mut wide_cookies = 0;
@@ -208,13 +216,13 @@ pub fn to_caller(
     })
 }
 
-/// A worker's trailers as they go to a caller.
+/// Converts a worker's trailers for a caller.
 ///
 /// # Errors
 /// As for [`to_caller`].
 pub fn trailers_to_caller(fields: &Fields) -> Result<HeaderMap, BadResponse> {
     let plain: Fields = fields.iter().filter(|(name, _)| is_trailer(name)).collect();
-    // Cookies are no trailers: no host is needed.
+    // Trailers hold no cookies, so no host is needed.
     to_caller(&plain, "", || false).map(|outgoing| outgoing.fields)
 }
 
@@ -289,7 +297,7 @@ mod tests {
             let value = HeaderValue::from_str(&listed(count)).unwrap();
             head.insert(CONNECTION, value);
             assert_eq!(has_too_many_options(&head), too_many);
-            // Nothing is passed on that an option may have named.
+            // No field is forwarded that an option may have named.
             let expected: &[&str] = match too_many {
                 true => &["content-length"],
                 false => &["x-kept", "content-length"],
@@ -348,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_are_none_or_differ_are_refused() {
+    fn invalid_or_different_lengths_are_refused() {
         for value in ["", "-1", "+1", "1, 1", " 1", "0x1", "18446744073709551616"] {
             assert_eq!(
                 to_caller(
@@ -380,7 +388,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a worker says: refused, or HTTP without a line break, without ours, without a hop's.
+        /// Whatever a worker sends is refused, or becomes HTTP without a line break, without our
+        /// own fields, and without hop-by-hop fields.
         #[test]
         fn nothing_of_a_worker_splits_a_response(fields in hostile_fields()) {
             let fields: Fields = fields.into_iter().collect();

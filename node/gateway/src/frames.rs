@@ -1,77 +1,63 @@
-//! How many HTTP/2 frames that cost the caller little and make the gateway work may come. The
-//! HTTP/2 implementation bounds streams, resets and header blocks; it answers PING and SETTINGS
-//! without end. Time comes in as milliseconds.
+//! Bounds the HTTP/2 frames that cost the caller little but make the gateway work. The HTTP/2
+//! implementation bounds streams, resets and header blocks, but answers PING and SETTINGS without
+//! limit. Time comes in as milliseconds.
 
-/// Bytes of a frame's head (RFC 9113, section 4.1).
+use casemate_wire::TokenBucket;
+
+/// Length of a frame's header (RFC 9113, section 4.1), bytes.
 const HEAD_BYTES: usize = 9;
-/// Of SETTINGS and PING: answers one of ours, which is rare enough.
+/// Flag of SETTINGS and PING: an acknowledgement of one of ours, which is rare.
 const FLAG_ACK: u8 = 1;
-/// Of DATA.
+/// Flag of DATA.
 const FLAG_END_STREAM: u8 = 1;
-/// A WINDOW_UPDATE may come for every so many bytes that were sent to the caller, beyond the
-/// bucket. A frame of DATA with one byte is ten bytes, and some callers give credit back twice for
-/// each frame, for stream and connection.
+/// Bytes sent to the caller that permit one WINDOW_UPDATE beyond the budget. A DATA frame with one
+/// byte has ten bytes, and some callers return credit twice for each frame, for stream and
+/// connection.
 const BYTES_PER_WINDOW_UPDATE: u64 = 4;
 
-/// Frames without end: the connection is to be closed.
+/// The caller floods the connection with frames: it must be closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the caller sends too many HTTP/2 {0} frames")]
 pub struct Flood(&'static str);
 
-/// The budgets of one connection, and where in its frames it is.
+/// The budgets of one connection, and its position in the frames.
 #[derive(Debug)]
 pub struct Frames {
     now_ms: u64,
     head: [u8; HEAD_BYTES],
     filled: usize,
-    /// Of the payload of the current frame, bytes to come.
+    /// Bytes of the current frame's payload that are still to come.
     payload: usize,
-    settings: Bucket,
-    pings: Bucket,
-    window_updates: Bucket,
-    others: Bucket,
+    settings: Budget,
+    pings: Budget,
+    window_updates: Budget,
+    others: Budget,
 }
 
-/// A token bucket: `burst` at once, `per_sec` for ever.
+/// The budget of one kind of frame.
 #[derive(Debug)]
-struct Bucket {
+struct Budget {
     name: &'static str,
-    burst: u64,
-    per_sec: u64,
-    /// In thousandths of a frame.
-    left: u64,
-    filled_ms: u64,
+    frames: TokenBucket,
 }
 
-impl Bucket {
+impl Budget {
     fn new(name: &'static str, burst: u64, per_sec: u64, now_ms: u64) -> Self {
-        Self {
-            name,
-            burst,
-            per_sec,
-            left: burst * 1000,
-            filled_ms: now_ms,
-        }
-    }
-
-    fn add(&mut self, frames: u64) {
-        self.left = (self.left.saturating_add(frames.saturating_mul(1000))).min(self.burst * 1000);
+        let frames = TokenBucket::new(burst, per_sec, now_ms);
+        Self { name, frames }
     }
 
     fn spend(&mut self, now_ms: u64) -> Result<(), Flood> {
-        let passed = now_ms.saturating_sub(self.filled_ms);
-        self.filled_ms = now_ms;
-        let filled = self
-            .left
-            .saturating_add(passed.saturating_mul(self.per_sec));
-        self.left = filled.min(self.burst * 1000);
-        self.left = self.left.checked_sub(1000).ok_or(Flood(self.name))?;
-        Ok(())
+        if self.frames.take(1, now_ms) {
+            Ok(())
+        } else {
+            Err(Flood(self.name))
+        }
     }
 }
 
 impl Frames {
-    /// Full budgets.
+    /// Makes full budgets.
     pub fn new(now_ms: u64) -> Self {
         Self {
             now_ms,
@@ -79,30 +65,31 @@ impl Frames {
             filled: 0,
             payload: 0,
             // Callers change their settings once or twice in the life of a connection.
-            settings: Bucket::new("SETTINGS", 32, 1, now_ms),
-            // Some measure the round trip with each burst of DATA.
-            pings: Bucket::new("PING", 512, 64, now_ms),
-            window_updates: Bucket::new("WINDOW_UPDATE", 16_384, 256, now_ms),
-            // PRIORITY, empty DATA, unknown kinds.
-            others: Bucket::new("empty or ignored", 2048, 64, now_ms),
+            settings: Budget::new("SETTINGS", 32, 1, now_ms),
+            // Some callers measure the round trip with each burst of DATA.
+            pings: Budget::new("PING", 512, 64, now_ms),
+            window_updates: Budget::new("WINDOW_UPDATE", 16_384, 256, now_ms),
+            // PRIORITY, empty DATA, and unknown frame types.
+            others: Budget::new("empty or ignored", 2048, 64, now_ms),
         }
     }
 
-    /// The time for what follows.
+    /// Sets the time for the following calls.
     pub fn set_time(&mut self, now_ms: u64) {
         self.now_ms = now_ms;
     }
 
-    /// So many bytes were sent to the caller, who may give credit back for them.
+    /// So many bytes were sent to the caller, which may return credit for them.
     pub fn sent(&mut self, bytes: usize) {
         self.window_updates
+            .frames
             .add(bytes as u64 / BYTES_PER_WINDOW_UPDATE);
     }
 
-    /// Counts the frames that begin in these bytes.
+    /// Counts the frames whose header is in these bytes.
     ///
     /// # Errors
-    /// There are too many.
+    /// There are too many frames.
     pub fn count(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
         loop {
             let skipped = self.payload.min(bytes.len());
@@ -128,9 +115,9 @@ impl Frames {
         self.payload = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         let now_ms = self.now_ms;
         match kind {
-            // DATA that carries nothing and ends nothing.
+            // DATA without content that does not end its stream.
             0 if self.payload <= 1 && flags & FLAG_END_STREAM == 0 => self.others.spend(now_ms),
-            // DATA; HEADERS, RST_STREAM and CONTINUATION have bounds of their own.
+            // DATA with content; HEADERS, RST_STREAM and CONTINUATION have bounds elsewhere.
             0 | 1 | 3 | 9 => Ok(()),
             4 | 6 if flags & FLAG_ACK != 0 => self.others.spend(now_ms),
             4 => self.settings.spend(now_ms),
@@ -150,7 +137,7 @@ mod tests {
         [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
     }
 
-    /// How many of these frames pass, in pieces of so many bytes.
+    /// How many of these frames pass, fed in pieces of so many bytes.
     fn passes(frames: &mut Frames, bytes: &[u8], piece: usize) -> usize {
         for n in 0..100_000 {
             if bytes

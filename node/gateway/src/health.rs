@@ -1,5 +1,5 @@
-//! What balancers ask: whether the gateway runs, and whether it should get callers. On listeners of
-//! their own, so that a probe reaches no tenant's host and callers cannot ask.
+//! Probes of load balancers: whether the gateway runs, and whether it should get callers. They have
+//! listeners of their own, so that a probe reaches no tenant's host and callers cannot send probes.
 //!
 //! `/.well-known/casemate/health` answers 200 as long as the gateway serves.
 //! `/.well-known/casemate/ready` answers 200, or 503 with the reason: the routes are still loading,
@@ -24,26 +24,26 @@ use crate::serve::Gateway;
 const HEALTH_PATH: &str = "/.well-known/casemate/health";
 const READY_PATH: &str = "/.well-known/casemate/ready";
 
-/// Probes at a time. A balancer has few; what comes beyond is closed.
+/// Most probes at a time. A balancer has few; further connections are closed.
 const MAX_CONNECTIONS: usize = 32;
-/// A probe, connection and answer, takes at most so long.
+/// Time limit of a probe, from connection to answer.
 const PROBE_TIME: Duration = Duration::from_secs(5);
-/// After the kernel refused an accept, for want of descriptors or memory.
+/// Pause after the kernel refused an accept for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why the gateway should get no callers now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unready {
-    /// The supervisor has not told all routes.
+    /// The supervisor has not sent all routes yet.
     Loading,
-    /// The node ends.
+    /// The node is draining.
     Draining,
-    /// No worker can be started, and none is there.
+    /// No worker can be started, and none runs.
     NoWorker,
 }
 
 impl Unready {
-    /// As balancers and their operators read it.
+    /// The reason, as balancers and their operators read it.
     pub fn reason(self) -> &'static str {
         match self {
             Self::Loading => "routes_loading",
@@ -53,7 +53,7 @@ impl Unready {
     }
 }
 
-/// Answers probes until the process ends, also while the gateway drains.
+/// Answers probes until the process ends, even while the gateway drains.
 pub async fn listen(gateway: Arc<Gateway>, listener: TcpListener) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn health_says_that_it_runs_and_readiness_why_it_should_get_nobody() {
+    fn health_reports_that_it_runs_and_readiness_why_it_should_get_no_callers() {
         let ask = |path: &str, unready| {
             let response = answer(&Method::GET, path, unready);
             let body = String::from_utf8(response.body().to_vec()).unwrap();

@@ -1,31 +1,30 @@
-//! How often a request has passed through nodes of this product already (RFC 8586). Pure.
+//! Counts how often a request has passed through Casemate nodes (RFC 8586). Pure.
 //!
 //! The vault sets `CDN-Loop: casemate; hops=N` on every call that a function makes; functions
-//! cannot. A call that comes back to a function carries the number with it, and a loop ends after
+//! cannot set it. A call that returns to a function carries the count, and a loop ends after
 //! [`MAX_HOPS`].
 
 use http::{HeaderMap, HeaderName};
 
 /// The field of RFC 8586.
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
-/// This product, among those that the field names.
+/// Our name in the field.
 const OWN_NAME: &[u8] = b"casemate";
-/// A request that has passed so often is refused: no honest chain of functions is as long.
+/// Hops at which a request is refused: no honest chain of functions is as long.
 pub const MAX_HOPS: u8 = 8;
 
-/// The request goes round in a loop, or its own entry in `CDN-Loop` cannot be read.
+/// The request loops, or our entry in `CDN-Loop` cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Loop;
 
-/// The hops of a request, 0 where there is no entry of ours. Entries of others are left alone.
+/// The hops of a request; 0 without an entry of ours. Other entries are ignored.
 ///
 /// # Errors
-/// [`MAX_HOPS`] and more, or an entry of ours that is malformed.
+/// [`MAX_HOPS`] or more, or a malformed entry of ours.
 pub fn count(fields: &HeaderMap) -> Result<u8, Loop> {
     let mut most = 0;
     for value in fields.get_all(CDN_LOOP) {
-        // A comma in somebody else's quoted text could only make an entry of ours too many, never
-        // one too few.
+        // A comma in another product's quoted text can only make our count too high, never too low.
         for entry in value.as_bytes().split(|byte| *byte == b',') {
             let mut parts = entry.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
             if !parts
@@ -51,7 +50,7 @@ fn hops(parameter: &[u8]) -> Option<u8> {
     }
 }
 
-/// A count of hops is one digit wherever it is written.
+/// A count of hops is always written as one digit.
 const _: () = assert!(MAX_HOPS <= 10);
 
 #[cfg(test)]

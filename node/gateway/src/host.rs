@@ -1,4 +1,4 @@
-//! Which host is it? One reading of `Host`, `:authority` and the absolute form, or none.
+//! The host of a request: one reading of `Host`, `:authority` and the absolute form, or none.
 
 use std::borrow::Cow;
 
@@ -10,35 +10,35 @@ const MAX_LABEL_BYTES: usize = 63;
 /// The host of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host<'a> {
-    /// Lower case, without a port or a last dot; an IPv6 address in its brackets.
+    /// The name in lower case, without a port or a last dot; an IPv6 address in its brackets.
     pub name: Cow<'a, str>,
-    /// As the caller gave it.
+    /// The port, as the caller gave it.
     pub port: Option<u16>,
 }
 
-/// Why a request has no host that everybody reads in the same way.
+/// Why a request has no unambiguous host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HostError {
-    /// There is none.
+    /// The request names no host.
     #[error("expected a Host field, got none")]
     Missing,
-    /// There are two.
+    /// The request has several `Host` fields.
     #[error("expected one Host field, got more")]
     Several,
-    /// The target names another one.
+    /// The target names another host.
     #[error("the Host field and the request's target name different hosts")]
     Differs,
-    /// Not `name` or `name:port`.
+    /// The text is not `name` or `name:port`.
     #[error("expected a host name with or without a port")]
     Grammar,
 }
 
 impl<'a> Host<'a> {
-    /// From `name`, `name.` or any of these with `:port`. Users, percent-encoding, other scripts
-    /// than ASCII, zones, and everything else that two programs could read in two ways are refused.
+    /// Parses `name`, `name.` or either with `:port`. User names, percent-encoding, non-ASCII
+    /// scripts, zones, and everything else with two readings are refused.
     ///
     /// # Errors
-    /// Not such a text.
+    /// The text is not such a host.
     pub fn parse(authority: &'a str) -> Result<Self, HostError> {
         let (name, port) = split_port(authority)?;
         let port = port.map(parse_port).transpose()?;
@@ -57,12 +57,12 @@ impl<'a> Host<'a> {
         Ok(Self { name, port })
     }
 
-    /// From a request: the authority of its target, if it has one (HTTP/2, or the absolute form),
-    /// and its `Host` fields. `required`: HTTP/1.1, where the field may not be missing (RFC 9112,
-    /// section 3.2).
+    /// Reads the host of a request: the authority of its target, if it has one (HTTP/2, or the
+    /// absolute form), and its `Host` fields. `required`: HTTP/1.1, where the field may not be
+    /// missing (RFC 9112, section 3.2).
     ///
     /// # Errors
-    /// None, several, or different ones.
+    /// The request names no host, several, or different ones.
     pub fn of_request(
         target: Option<&'a str>,
         mut fields: impl Iterator<Item = &'a [u8]>,
@@ -90,7 +90,7 @@ impl<'a> Host<'a> {
         }
     }
 
-    /// `name` or `name:port`, as it goes to the worker.
+    /// Writes `name` or `name:port`, in the form for the worker.
     pub fn write(&self, out: &mut String) {
         use std::fmt::Write as _;
         out.push_str(&self.name);
@@ -102,7 +102,7 @@ impl<'a> Host<'a> {
 }
 
 fn split_port(authority: &str) -> Result<(&str, Option<&str>), HostError> {
-    // An address in brackets has colons of its own.
+    // An address in brackets contains colons.
     let after_name = match authority.find(']') {
         Some(bracket) => bracket + 1,
         None => authority.find(':').unwrap_or(authority.len()),
@@ -134,7 +134,8 @@ fn is_address_in_brackets(name: &str) -> bool {
     inside.is_some_and(|inside| inside.parse::<std::net::Ipv6Addr>().is_ok())
 }
 
-/// Letters, digits, hyphen; and the underscore, which some names have in spite of RFC 1123.
+/// Whether a label has only letters, digits and hyphens; underscores are allowed, because some
+/// names have them in spite of RFC 1123.
 fn is_label(label: &str) -> bool {
     let fits = (1..=MAX_LABEL_BYTES).contains(&label.len());
     fits && label
@@ -239,7 +240,7 @@ mod tests {
     }
 
     proptest! {
-        /// What was read once reads the same again.
+        /// A parsed host parses again to itself.
         #[test]
         fn reading_is_stable(text in "[A-Za-z0-9.:@%_\\[\\]/ -]{0,40}|\\PC{0,20}") {
             if let Ok(host) = Host::parse(&text) {

@@ -1,18 +1,21 @@
-//! The gateway: callers' HTTP comes in, channels to workers go out.
+//! The gateway: callers' HTTP comes in, and channels lead to workers.
 //!
-//! It reads hostile bytes from the internet, so what it decides stands apart from what it does: [`strict`], [`frames`],
-//! [`expiry`], [`host`], [`target`], [`route`], [`hops`], [`fields`], [`cookies`], [`places`], [`requests`], [`pool`] and [`answer`]
-//! know no socket and no clock. Around them: [`start`] (bind, read, wall in), [`admission`] (places for connections),
-//! [`watched`] (bytes), [`serve`] (connections), [`exchange`] (one request), [`upload`] and [`body`] (bodies),
-//! [`renew`] (certificates), [`health`] (probes), [`supervise`] (the control channel), [`drain`] (the end), [`run`] (all of it).
+//! It parses hostile bytes from the internet, so its pure parts are separate: [`strict`],
+//! [`frames`], [`expiry`], [`host`], [`target`], [`route`], [`hops`], [`fields`], [`cookies`],
+//! [`places`], [`requests`], [`pool`] and [`answer`] use no socket and no clock. The shells around
+//! them: [`start`] (bind, read, close the sandbox), [`admission`] (slots for connections),
+//! [`watched`] (bytes), [`serve`] (connections), [`exchange`] (one request), [`upload`] and
+//! [`body`] (bodies), [`renew`] (certificates), [`health`] (probes), [`supervise`] (the control
+//! channel), [`drain`] (the end), [`run`] (the whole life).
 //!
-//! A connection passes: a place for its network. A request passes: a framing with one reading, which host is it, is there
-//! a route, the perimeter (method, path, size), hops, a place for its tenant, a worker with room, its channel.
-//! No request is begun twice: once a worker has begun a request, its caller gets that worker's answer or is told why there
-//! is none. A request that its worker has not begun, because the worker ends, goes to another worker.
+//! A connection needs a slot of its source network. A request then passes, in this order:
+//! unambiguous framing, its host, its route, the perimeter (method, path, size), the count of hops,
+//! a slot of its tenant, and a worker with a free slot. No request is begun twice: once a worker
+//! has begun a request, its caller gets that worker's answer or an error. A request whose worker
+//! ends before it has begun goes to another worker.
 //!
-//! Not served: `CONNECT`, and upgrades to WebSocket (501 `not_supported`); other offers to upgrade are ignored, as HTTP
-//! permits.
+//! `CONNECT` and upgrades to WebSocket are not served (501 `not_supported`); other offers to
+//! upgrade are ignored, as HTTP permits.
 #![forbid(unsafe_code)]
 
 pub mod admission;

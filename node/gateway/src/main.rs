@@ -1,4 +1,4 @@
-//! `casemate-gateway`: started by the supervisor, which speaks on descriptor 0.
+//! `casemate-gateway`: the supervisor starts it and controls it over descriptor 0.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -8,9 +8,9 @@ use casemate_gateway::run::RunError;
 use casemate_gateway::start::{self, Prepared};
 use tracing_subscriber::EnvFilter;
 
-/// The supervisor is gone, or speaks another language.
+/// The supervisor is gone, or breaks the protocol.
 const EXIT_ALONE: u8 = 1;
-/// `EX_SOFTWARE`: something of ours.
+/// `EX_SOFTWARE`: a fault of the gateway itself.
 const EXIT_SOFTWARE: u8 = 70;
 
 fn main() -> ExitCode {
@@ -18,8 +18,9 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     log();
-    // Asked for before the walls close: the answer comes from files. The other half is for the
-    // functions, and threads that have little to do spend it on waking each other.
+    // Asked before the sandbox closes, because the answer comes from files. Half of the processors
+    // is left to the functions; more threads would have little to do, and would spend it on waking
+    // each other.
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get().div_ceil(2));
     let prepared = match start::prepare() {
         Ok(prepared) => prepared,
@@ -31,7 +32,10 @@ fn main() -> ExitCode {
     match serve(prepared, threads) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = &error as &dyn Error, "the gateway ends");
+            tracing::error!(
+                error = &error as &dyn Error,
+                "the gateway ended with an error"
+            );
             ExitCode::from(match error {
                 RunError::Alone | RunError::Control(_) => EXIT_ALONE,
                 RunError::Socket(_) | RunError::Tls(_) | RunError::Random => EXIT_SOFTWARE,
@@ -46,12 +50,12 @@ fn serve(prepared: Prepared, threads: usize) -> Result<(), RunError> {
         .enable_all()
         .build()?;
     let ended = runtime.block_on(casemate_gateway::run::run(prepared));
-    // Connections over the grace time end with the process.
+    // Connections that outlast the grace time end with the process.
     runtime.shutdown_background();
     ended
 }
 
-/// Answers somebody who runs this program by hand; whether that was so.
+/// Answers a person who runs this program by hand; returns whether that was so.
 fn answer_by_hand() -> bool {
     let text = match std::env::args().nth(1).as_deref() {
         Some("--version" | "-V") => format!("casemate-gateway {}", env!("CARGO_PKG_VERSION")),
@@ -60,7 +64,7 @@ fn answer_by_hand() -> bool {
             .to_owned(),
         _ => return false,
     };
-    // Nowhere is left to say that standard output is closed.
+    // A closed standard output cannot be reported anywhere.
     let _written = std::io::Write::write_all(&mut std::io::stdout(), (text + "\n").as_bytes());
     true
 }
@@ -68,7 +72,7 @@ fn answer_by_hand() -> bool {
 fn log() {
     let filter = EnvFilter::try_from_env("CASEMATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let subscriber = tracing_subscriber::fmt()
-        // It would say on standard error, or die, that standard error cannot be written to.
+        // Otherwise a closed standard error would cause a message on standard error, or a panic.
         .log_internal_errors(false)
         .with_writer(std::io::stderr)
         .with_env_filter(filter);

@@ -1,26 +1,27 @@
-//! Places for connections, divided between source networks. Decides only: time comes in as milliseconds, and evictions
-//! and grants go out as values.
+//! Connection slots, divided between source networks. Pure: time comes in as milliseconds, and
+//! evictions and grants go out as values.
 //!
-//! A network holds at most its share. The last eighth of all places is a reserve for networks that hold none. A
-//! connection that finds no free place takes the place of a connection that has not yet sent a whole request head;
-//! where every candidate has sent one, the new connection waits.
+//! A network holds at most its share. The last eighth of all slots is a reserve for networks that
+//! hold none. A connection that finds no free slot takes the slot of a connection that has not yet
+//! sent a whole request head; where every candidate has sent one, the new connection waits.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 
 use casemate_wire::control::gateway::Shares;
 
-/// The part of all places that is kept for networks without a connection: one in so many.
+/// The reserve for networks without a connection: one slot in so many.
 const RESERVE_PART: u32 = 8;
 /// A connection this young is evicted only where no older one can be: an honest caller's head comes within a second of
 /// the connection, handshakes included, milliseconds.
 const GRACE_MS: u64 = 1000;
-/// Accepted connections that wait for a place, in all. Each costs a descriptor and a task.
+/// Accepted connections that may wait for a slot, in all. Each costs a descriptor and a task.
 const MAX_WAITING: usize = 256;
 /// The same for one network, so that one network cannot fill the queue.
 const MAX_WAITING_PER_NETWORK: usize = 64;
 
-/// A source network: the first bits of an address. Addresses of one network share one allotment of places.
+/// A source network: the first bits of an address. Addresses of one network share one allotment of
+/// slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Network {
     is_v6: bool,
@@ -47,7 +48,7 @@ impl Network {
     }
 }
 
-/// A place that a connection holds. Ordered by age.
+/// A slot that a connection holds. Ordered by age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
     since_ms: u64,
@@ -62,26 +63,27 @@ impl Place {
     }
 }
 
-/// What becomes of a new connection.
+/// The result for a new connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// It has this place; the connection in `evicted` has lost its own and is to be closed.
+    /// The connection has this slot; the connection in `evicted` has lost its own and must be
+    /// closed.
     Granted {
-        /// The place of the new connection.
+        /// The slot of the new connection.
         place: Place,
-        /// The connection that has to go.
+        /// The evicted connection.
         evicted: Option<Place>,
     },
-    /// It may wait: see [`Places::wait`].
+    /// No slot is free; the connection may wait: see [`Places::wait`].
     Full,
 }
 
-/// What one network has.
+/// The slots of one network.
 #[derive(Debug, Default)]
 struct Share {
     held: u32,
     waiting: usize,
-    /// Places of connections that have not sent a whole head yet, oldest first.
+    /// Slots of connections that have not sent a whole head yet, oldest first.
     headless: BTreeSet<Place>,
 }
 
@@ -103,9 +105,10 @@ impl Share {
     }
 }
 
-/// All places. `W` is a connection that waits for one.
+/// All connection slots. `W` is a connection that waits for one.
 ///
-/// `admit`, `head_came`, `release` and `wait` change it and tell what follows; `is_crowded` is a getter.
+/// `admit`, `head_came`, `release` and `wait` change the state and return the consequences;
+/// `is_crowded` is a getter.
 #[derive(Debug)]
 pub struct Places<W> {
     total: u32,
@@ -113,16 +116,17 @@ pub struct Places<W> {
     reserve: u32,
     held: u32,
     shares: HashMap<Network, Share>,
-    /// Networks with connections without a head; the network that has to give one up first is the last.
+    /// Networks with connections without a head; the last network is the first that must yield a
+    /// slot.
     ranking: BTreeSet<Rank>,
-    /// Evicted connections that have not ended yet: their places belong to others already.
+    /// Evicted connections that have not ended yet: their slots belong to others already.
     leaving: HashSet<Place>,
     waiting: VecDeque<(Network, W)>,
     next: u64,
 }
 
 impl<W> Places<W> {
-    /// With no connection yet. Each bound is at least one.
+    /// All slots free. Each bound is at least one.
     pub fn new(total: u32, per_network: u32) -> Self {
         let total = total.max(1);
         Self {
@@ -138,7 +142,7 @@ impl<W> Places<W> {
         }
     }
 
-    /// A connection from this network asks for a place.
+    /// Admits a connection from this network, if it can have a slot.
     pub fn admit(&mut self, network: Network, now_ms: u64) -> Admission {
         let evicted = if self.has_room(network) {
             None
@@ -156,7 +160,8 @@ impl<W> Places<W> {
     /// Queues a connection that was not admitted.
     ///
     /// # Errors
-    /// The queue is full, or the network's part of it; the connection is given back and is to be closed.
+    /// The queue is full, or the network's part of it; the connection is given back and must be
+    /// closed.
     pub fn wait(&mut self, network: Network, waiter: W) -> Result<(), W> {
         let share = self.shares.entry(network).or_default();
         if self.waiting.len() >= MAX_WAITING || share.waiting >= MAX_WAITING_PER_NETWORK {
@@ -175,8 +180,8 @@ impl<W> Places<W> {
         });
     }
 
-    /// A connection has ended. Its place goes to a connection that waits, if one may have it: to the network with the
-    /// fewest places first, and there to the connection that has waited longest.
+    /// A connection has ended. Its slot goes to a waiting connection that may have it: of the
+    /// network with the fewest slots first, and there to the one that has waited longest.
     pub fn release(&mut self, place: Place, now_ms: u64) -> Option<(W, Place)> {
         if self.leaving.remove(&place) {
             return None;
@@ -206,7 +211,7 @@ impl<W> Places<W> {
         }
     }
 
-    /// Whether a connection waits that could have the place of a connection of this network.
+    /// Whether a connection waits that could have the slot of a connection of this network.
     pub fn is_crowded(&self, network: Network) -> bool {
         self.waiting
             .iter()
@@ -227,8 +232,9 @@ impl<W> Places<W> {
         mine < self.per_network && self.held < open_to_network
     }
 
-    /// The connection that gives its place to a new one of `network`: the youngest without a complete head, in the
-    /// network that has most of these. A network that has its whole share gives up one of its own.
+    /// The connection that yields its slot to a new one of `network`: the youngest without a
+    /// complete head, in the network that has most of these. A network at its share yields one of
+    /// its own.
     fn evictable(&self, network: Network, now_ms: u64) -> Option<Place> {
         let mine = self.held_by(network);
         let from = if mine >= self.per_network {
@@ -240,7 +246,8 @@ impl<W> Places<W> {
             return None;
         }
         let headless = &self.shares.get(&from)?.headless;
-        // Places are ordered by age: those within their grace come last and are stepped over at once.
+        // Slots are ordered by age: those within their grace time come last and are skipped at
+        // once.
         let first_young = Place {
             since_ms: (now_ms + 1).saturating_sub(GRACE_MS),
             number: 0,
@@ -278,7 +285,7 @@ impl<W> Places<W> {
         self.forget_if_empty(place.network);
     }
 
-    /// Keeps the ranking of networks in step with their shares.
+    /// Updates the ranking of networks after a change of their shares.
     fn change(&mut self, network: Network, change: impl FnOnce(&mut Share)) {
         let Some(share) = self.shares.get_mut(&network) else {
             return;
@@ -299,198 +306,4 @@ impl<W> Places<W> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const SHARES: Shares = Shares {
-        connections_per_network: 0,
-        network_prefix_v4: 24,
-        network_prefix_v6: 56,
-        requests: 0,
-        requests_per_tenant: 0,
-    };
-
-    fn network(address: &str) -> Network {
-        Network::of(address.parse().unwrap(), &SHARES)
-    }
-
-    fn granted(admission: Admission) -> (Place, Option<Place>) {
-        match admission {
-            Admission::Granted { place, evicted } => (place, evicted),
-            Admission::Full => panic!("expected a place"),
-        }
-    }
-
-    #[test]
-    fn addresses_of_one_network_count_together() {
-        assert_eq!(network("192.0.2.1"), network("192.0.2.254"));
-        assert_eq!(network("192.0.2.1"), network("::ffff:192.0.2.9"));
-        assert_ne!(network("192.0.2.1"), network("192.0.3.1"));
-        assert_eq!(network("2001:db8:0:11::1"), network("2001:db8:0:1f::9"));
-        assert_ne!(network("2001:db8:0:100::1"), network("2001:db8:0:200::1"));
-        assert_ne!(network("0.0.0.1"), network("::1"));
-        let whole = Shares {
-            network_prefix_v4: 0,
-            network_prefix_v6: 255,
-            ..SHARES
-        };
-        let of = |address: &str| Network::of(address.parse().unwrap(), &whole);
-        assert_eq!(of("192.0.2.1"), of("198.51.100.1"));
-        assert_ne!(of("2001:db8::1"), of("2001:db8::2"));
-    }
-
-    #[test]
-    fn a_network_keeps_to_its_share_and_leaves_the_reserve() {
-        let mut places: Places<()> = Places::new(16, 6);
-        let (one, two, three) = (
-            network("10.0.1.1"),
-            network("10.0.2.1"),
-            network("10.0.3.1"),
-        );
-        let mut held = Vec::new();
-        for network in [one, two] {
-            for _ in 0..6 {
-                let (place, evicted) = granted(places.admit(network, 0));
-                places.head_came(place);
-                assert_eq!(evicted, None);
-                held.push(place);
-            }
-            assert_eq!(places.admit(network, 0), Admission::Full);
-        }
-        // 12 of 16 are held; the last two are for networks that have none.
-        for _ in 0..2 {
-            let (place, _) = granted(places.admit(three, 0));
-            places.head_came(place);
-        }
-        assert_eq!(places.admit(three, 0), Admission::Full);
-        for other in ["10.0.4.1", "10.0.5.1"] {
-            let (place, _) = granted(places.admit(network(other), 0));
-            places.head_came(place);
-        }
-        assert_eq!(places.admit(network("10.0.6.1"), 0), Admission::Full);
-    }
-
-    #[test]
-    fn the_youngest_connection_without_a_head_goes_but_has_a_moment_first() {
-        let mut places: Places<()> = Places::new(4, 4);
-        let crowd = network("10.0.1.1");
-        let held: Vec<Place> = (0..4)
-            .map(|n| granted(places.admit(crowd, n * 600)).0)
-            .collect();
-        places.head_came(held[2]);
-        // At 2400 the last one is 600 ms old, and the third has sent its head.
-        let (place, evicted) = granted(places.admit(network("10.0.2.1"), 2400));
-        assert_eq!(evicted, Some(held[1]));
-        places.head_came(place);
-        let (_, evicted) = granted(places.admit(network("10.0.3.1"), 2401));
-        assert_eq!(evicted, Some(held[0]));
-        // Only a young one is left in the crowd.
-        let (_, evicted) = granted(places.admit(network("10.0.4.1"), 2402));
-        assert_eq!(evicted, Some(held[3]));
-        assert_eq!(places.release(held[3], 2403), None);
-        assert_eq!(places.held, 4, "an evicted connection frees nothing twice");
-    }
-
-    #[test]
-    fn a_small_network_loses_nothing_to_a_larger_one() {
-        let mut places: Places<()> = Places::new(4, 4);
-        let (large, small) = (network("10.0.1.1"), network("10.0.2.1"));
-        let (slow, _) = granted(places.admit(small, 0));
-        for _ in 0..3 {
-            let (place, _) = granted(places.admit(large, 0));
-            places.head_came(place);
-        }
-        assert_eq!(places.admit(large, 5000), Admission::Full);
-        assert_eq!(granted(places.admit(small, 5000)).1, Some(slow));
-    }
-
-    #[test]
-    fn a_free_place_goes_to_the_network_with_the_fewest() {
-        let mut places: Places<u32> = Places::new(4, 3);
-        let (large, small) = (network("10.0.1.1"), network("10.0.2.1"));
-        let take = |places: &mut Places<u32>, network| {
-            let (place, _) = granted(places.admit(network, 0));
-            places.head_came(place);
-            place
-        };
-        let held: Vec<Place> = (0..3).map(|_| take(&mut places, large)).collect();
-        take(&mut places, small);
-        assert_eq!(places.admit(large, 0), Admission::Full);
-        places.wait(large, 1).unwrap();
-        assert!(places.is_crowded(large) && !places.is_crowded(small));
-        assert_eq!(places.admit(small, 0), Admission::Full);
-        places.wait(small, 2).unwrap();
-        places.wait(small, 3).unwrap();
-        assert!(places.is_crowded(large));
-        let (waiter, _) = places.release(held[0], 1).unwrap();
-        assert_eq!(waiter, 2);
-        places.forget(|waiter| *waiter != 3);
-        let (waiter, _) = places.release(held[1], 1).unwrap();
-        assert_eq!(waiter, 1);
-        assert_eq!(places.release(held[2], 1), None);
-    }
-
-    #[test]
-    fn the_queue_is_bounded_for_each_network_and_in_all() {
-        let mut places: Places<usize> = Places::new(1, 1);
-        let (place, _) = granted(places.admit(network("10.0.0.1"), 0));
-        places.head_came(place);
-        let mut queued = 0;
-        for n in 0..1000 {
-            let network = network(&format!("10.0.{}.1", n / 200));
-            queued += usize::from(places.wait(network, n).is_ok());
-        }
-        assert_eq!(queued, MAX_WAITING);
-        let first = network("10.0.0.1");
-        assert_eq!(places.shares[&first].waiting, MAX_WAITING_PER_NETWORK);
-        places.forget(|_| false);
-        assert_eq!(places.shares.len(), 1);
-    }
-
-    proptest! {
-        /// In any order of events the books agree, no bound is passed, and nothing is left at the end.
-        #[test]
-        fn no_bound_is_ever_passed(steps in proptest::collection::vec((0u8..5, 0u8..4, 0usize..64), 0..300)) {
-            let mut places: Places<u32> = Places::new(20, 8);
-            let mut held: Vec<Place> = Vec::new();
-            let mut leaving: Vec<Place> = Vec::new();
-            for (now_ms, (step, network, at)) in (0u64..).step_by(100).zip(steps) {
-                let network = self::network(&format!("10.0.{network}.1"));
-                match step {
-                    0 | 1 => match places.admit(network, now_ms) {
-                        Admission::Granted { place, evicted } => {
-                            if let Some(evicted) = evicted {
-                                let at = held.iter().position(|held| *held == evicted);
-                                leaving.push(held.remove(at.expect("it held its place")));
-                            }
-                            held.push(place);
-                        }
-                        Admission::Full => drop(places.wait(network, 0)),
-                    },
-                    2 if !held.is_empty() => places.head_came(held[at % held.len()]),
-                    3 if !held.is_empty() => {
-                        let place = held.remove(at % held.len());
-                        held.extend(places.release(place, now_ms).map(|(_, place)| place));
-                    }
-                    _ => {
-                        if let Some(place) = leaving.pop() {
-                            prop_assert_eq!(places.release(place, now_ms), None);
-                        }
-                    }
-                }
-                prop_assert_eq!(places.held as usize, held.len());
-                prop_assert!(places.held <= 20);
-                prop_assert!(places.shares.values().all(|share| share.held <= 8));
-                let headless: usize = places.ranking.iter().map(|rank| rank.headless).sum();
-                let of_shares: usize = places.shares.values().map(|share| share.headless.len()).sum();
-                prop_assert_eq!(headless, of_shares);
-            }
-            places.forget(|_| false);
-            for place in held.into_iter().chain(leaving) {
-                prop_assert_eq!(places.release(place, 0), None);
-            }
-            prop_assert!(places.shares.is_empty() && places.ranking.is_empty() && places.held == 0);
-        }
-    }
-}
+mod tests;

@@ -1,24 +1,25 @@
-//! The workers of one function, and the requests that wait for one. Decides only: time comes in as
+//! The workers of one function, and the callers that wait for a worker. Pure: time comes in as
 //! milliseconds, and grants go out as values.
 
 use std::collections::VecDeque;
 
 use casemate_wire::control::{Digest, WorkerId};
 
-/// Requests that wait for a worker of one function. More would wait longer than their callers do.
+/// Callers that may wait for a worker of one function. A longer queue would outlast its callers'
+/// patience.
 pub const MAX_WAITING: usize = 1024;
-/// Between two `Need`s for one function while requests wait, milliseconds.
+/// Pause between two `Need` messages for one function while callers wait, milliseconds.
 pub const NEED_PERIOD_MS: u64 = 500;
-/// Between two `Idle`s for one worker, milliseconds.
+/// Pause between two `Idle` messages for one worker, milliseconds.
 pub const IDLE_PERIOD_MS: u64 = 3000;
 
-/// Somebody who waits for a worker.
+/// A caller that waits for a worker.
 pub trait Waiting {
-    /// Whether they still do.
+    /// Whether the caller is still there.
     fn is_waiting(&self) -> bool;
 }
 
-/// The workers (`W`) of one function and who waits (`T`).
+/// The workers (`W`) of one function and the callers (`T`) that wait for one.
 #[derive(Debug)]
 pub struct Pool<T, W> {
     release: Option<Digest>,
@@ -34,29 +35,29 @@ struct Seat<W> {
     worker: W,
     concurrency: u32,
     streams: u32,
-    /// Its release is the wanted one, or was. One that is made ready before it is wanted waits.
+    /// The worker's release is the wanted one, or was. A worker that is ready before its release is
+    /// wanted stays unused until then.
     was_wanted: bool,
-    /// Told to, or the release is not the wanted one any more and `Drained` is said: never comes
-    /// back.
+    /// Permanently out of rotation: retired by command, or superseded and reported `Drained`.
     retired: bool,
     drained_said: bool,
     idle_since_ms: u64,
     idle_said_ms: u64,
-    /// Streams so far, and how many of them the supervisor was told of.
+    /// Requests given to the worker so far, and how many of them were reported to the supervisor.
     given: u64,
     given_said: u64,
 }
 
-/// What the supervisor is to hear of one function.
+/// Reports to the supervisor about one function that are due.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Due {
-    /// So many wait.
+    /// Number of callers that wait for a worker.
     pub need: Option<u32>,
-    /// These have ended their last stream.
+    /// Workers that have ended their last stream.
     pub drained: Vec<WorkerId>,
-    /// These have had nothing to do for so many milliseconds.
+    /// Idle workers, and for how many milliseconds each has been idle.
     pub idle: Vec<(WorkerId, u64)>,
-    /// These were given so many requests in all.
+    /// Workers with new requests, and the number of requests each has been given in all.
     pub given: Vec<(WorkerId, u64)>,
 }
 
@@ -72,17 +73,17 @@ impl<T, W> Default for Pool<T, W> {
 }
 
 impl<T: Waiting, W: Clone> Pool<T, W> {
-    /// A place in the wanted release's worker with the fewest streams.
+    /// Takes a slot in the worker with the fewest streams among those of the wanted release.
     pub fn acquire(&mut self) -> Option<W> {
         let release = self.release?;
         let free = self.seats.iter_mut().filter(|seat| seat.has_room(release));
         free.min_by_key(|seat| seat.streams).map(Seat::take)
     }
 
-    /// Queues somebody.
+    /// Queues a caller.
     ///
     /// # Errors
-    /// [`MAX_WAITING`] wait already; they are given back.
+    /// [`MAX_WAITING`] callers wait already; the caller is given back.
     pub fn wait(&mut self, waiter: T) -> Result<(), T> {
         if self.waiting.len() >= MAX_WAITING {
             self.waiting.retain(Waiting::is_waiting);
@@ -94,7 +95,7 @@ impl<T: Waiting, W: Clone> Pool<T, W> {
         Ok(())
     }
 
-    /// A stream of this worker has ended; the place goes to the next one who waits.
+    /// A stream of this worker has ended; the first caller in the queue gets the slot.
     pub fn release(&mut self, id: WorkerId, now_ms: u64) -> Vec<(T, W)> {
         if let Some(seat) = self.seat(id) {
             seat.streams = seat.streams.saturating_sub(1);
@@ -105,7 +106,7 @@ impl<T: Waiting, W: Clone> Pool<T, W> {
         self.grant()
     }
 
-    /// A worker serves from now on.
+    /// Adds a worker that is ready to serve.
     pub fn add(
         &mut self,
         id: WorkerId,
@@ -132,7 +133,7 @@ impl<T: Waiting, W: Clone> Pool<T, W> {
         self.grant()
     }
 
-    /// This release is wanted now; `None`: no request is to reach the function.
+    /// Makes this the wanted release; with `None` no request reaches the function.
     pub fn want(&mut self, release: Option<Digest>) -> Vec<(T, W)> {
         self.release = release;
         for seat in &mut self.seats {
@@ -141,38 +142,38 @@ impl<T: Waiting, W: Clone> Pool<T, W> {
         self.grant()
     }
 
-    /// Nothing new for this worker.
+    /// Takes the worker out of rotation: it gets no new request.
     pub fn retire(&mut self, id: WorkerId) {
         if let Some(seat) = self.seat(id) {
             seat.retired = true;
         }
     }
 
-    /// The worker is no more.
+    /// Removes a worker that has ended.
     pub fn remove(&mut self, id: WorkerId) -> Option<W> {
         let at = self.seats.iter().position(|seat| seat.id == id)?;
         Some(self.seats.remove(at).worker)
     }
 
-    /// Takes everybody who waits, to be told that there will be no worker.
+    /// Takes all callers out of the queue, for the answer that there will be no worker.
     pub fn dismiss(&mut self) -> Vec<T> {
         self.need_said_ms = None;
         self.waiting.drain(..).collect()
     }
 
-    /// Whether this worker is to leave and has nothing more to do.
+    /// Whether this worker is retired and has no stream left.
     pub fn is_drained(&self, id: WorkerId) -> bool {
         self.seats
             .iter()
             .any(|seat| seat.id == id && seat.streams == 0 && seat.leaves(self.release))
     }
 
-    /// Whether nothing is left of it.
+    /// Whether the function has no wanted release, no worker and no caller left.
     pub fn is_over(&self) -> bool {
         self.release.is_none() && self.seats.is_empty() && self.waiting.is_empty()
     }
 
-    /// What the supervisor is to hear now.
+    /// Takes the reports that are due now.
     pub fn due(&mut self, now_ms: u64) -> Due {
         self.waiting.retain(Waiting::is_waiting);
         let mut due = Due::default();
@@ -211,7 +212,7 @@ impl<T: Waiting, W: Clone> Pool<T, W> {
         self.seats.iter_mut().find(|seat| seat.id == id)
     }
 
-    /// Whoever waits first gets a place first.
+    /// Grants free slots in the order in which callers came.
     fn grant(&mut self) -> Vec<(T, W)> {
         let mut grants = Vec::new();
         while let Some(waiter) = self.waiting.pop_front() {
@@ -288,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_longest_gets_the_next_place_and_who_left_gets_none() {
+    fn the_longest_waiting_caller_gets_the_next_slot_and_one_that_left_gets_none() {
         let mut pool = pool();
         for (n, waits) in [(1, false), (2, true), (3, true)] {
             pool.wait(Caller(n, waits)).unwrap();
@@ -305,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn the_queue_is_bounded_and_forgets_who_left() {
+    fn the_queue_is_bounded_and_forgets_callers_that_left() {
         let mut pool = pool();
         for n in 0..MAX_WAITING as u32 {
             pool.wait(Caller(n, n > 0)).unwrap();
@@ -316,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn another_release_drains_and_comes_back_with_a_rollback_unless_it_was_said() {
+    fn a_superseded_worker_returns_with_a_rollback_unless_it_was_reported_drained() {
         let mut pool = pool();
         pool.add(WorkerId(1), OLD, 4, 1, 0);
         assert_eq!(pool.acquire(), Some(1));
@@ -331,7 +332,11 @@ mod tests {
         assert_eq!(pool.due(4).drained, [WorkerId(1)]);
         assert_eq!(pool.due(5).drained, []);
         pool.want(Some(OLD));
-        assert_eq!(pool.acquire(), None, "it was said to be drained");
+        assert_eq!(
+            pool.acquire(),
+            None,
+            "a worker reported as drained gets no request"
+        );
         assert_eq!(pool.remove(WorkerId(1)), Some(1));
         assert!(!pool.is_over());
         pool.want(None);
@@ -345,7 +350,11 @@ mod tests {
         pool.add(WorkerId(2), NEW, 4, 2, 0);
         assert_eq!(pool.due(1), Due::default());
         assert!(!pool.is_drained(WorkerId(2)));
-        assert_eq!(pool.acquire(), Some(1), "and gets no request before");
+        assert_eq!(
+            pool.acquire(),
+            Some(1),
+            "no request before the release is wanted"
+        );
         pool.want(Some(NEW));
         assert_eq!(pool.acquire(), Some(2));
         pool.release(WorkerId(1), 2);
@@ -353,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_is_said_every_few_seconds_and_only_while_so() {
+    fn idle_workers_are_reported_every_few_seconds_and_only_while_idle() {
         let mut pool = pool();
         pool.add(WorkerId(1), OLD, 4, 1, 1000);
         assert_eq!(pool.due(1001), Due::default());
@@ -365,7 +374,11 @@ mod tests {
         pool.acquire();
         let due = pool.due(90_000);
         assert_eq!((due.idle, due.given), (vec![], vec![(WorkerId(1), 1)]));
-        assert_eq!(pool.due(90_000), Due::default(), "nothing more was given");
+        assert_eq!(
+            pool.due(90_000),
+            Due::default(),
+            "no report without a new request"
+        );
         pool.release(WorkerId(1), 90_000);
         assert_eq!(pool.due(90_001).idle, []);
         assert_eq!(
@@ -383,10 +396,10 @@ mod tests {
     }
 
     proptest! {
-        /// In any order of events: no worker over its concurrency, none of another release, nobody
-        /// served twice.
+        /// In any order of events, no worker exceeds its concurrency, no worker of another release
+        /// gets a request, and no caller is served twice.
         #[test]
-        fn places_are_never_given_beyond_what_there_is(steps in proptest::collection::vec((0u8..7, 0u64..4), 0..200)) {
+        fn no_worker_ever_gets_more_requests_than_its_concurrency(steps in proptest::collection::vec((0u8..7, 0u64..4), 0..200)) {
             let mut pool: Pool<Caller, u64> = Pool::default();
             let mut held: Vec<u64> = Vec::new();
             let mut wanted = None;

@@ -1,18 +1,19 @@
-//! Certificates that are renewed while they are served: their files are looked at again and again,
-//! and when told to.
+//! Certificates that are renewed while they are served: their files are checked periodically, and
+//! on request.
 //!
-//! A pair of files that cannot be served is refused, with a log record once per change, and the
-//! earlier pair is served on.
+//! A pair of files that cannot be served is refused, with a log record for each change, and the
+//! earlier pair stays in use.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use casemate_channel::ControlError;
 use casemate_wire::control::gateway::{
     Certificate, CertificateFiles, FromGateway, MAX_CERTIFICATE_TEXT_BYTES, MAX_CERTIFICATES,
 };
+use parking_lot::Mutex;
 use rustls::sign::CertifiedKey;
 use tokio::sync::Notify;
 
@@ -20,7 +21,7 @@ use crate::expiry;
 use crate::start::Supervisor;
 use crate::tls::{self, Certificates};
 
-/// How often the files are looked at: a look costs two system calls a pair.
+/// Period at which the files are checked; a check costs two system calls a pair.
 const LOOK_PERIOD: Duration = Duration::from_secs(10);
 
 /// The files of the certificates that are served.
@@ -32,14 +33,14 @@ pub struct Renewal {
     asked: Notify,
 }
 
-/// What was found in a pair of files.
+/// The last state of a pair of files.
 #[derive(Debug, Clone, Default)]
 struct Seen {
     stamps: [Option<Stamp>; 2],
     refused: Option<String>,
 }
 
-/// By what a file is known to have changed.
+/// The facts by which a changed file is recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     inode: u64,
@@ -62,8 +63,8 @@ fn stamps(files: &CertificateFiles) -> [Option<Stamp>; 2] {
     [Stamp::of(&files.chain), Stamp::of(&files.key)]
 }
 
-/// The folders in which the files lie, and those that their links lead to: what a closed gateway
-/// may read.
+/// The folders of the files, and those that their links lead to: the folders that the sandbox
+/// leaves readable.
 pub fn folders(files: &[CertificateFiles]) -> Vec<PathBuf> {
     let mut folders = Vec::new();
     for path in files.iter().flat_map(|files| [&files.chain, &files.key]) {
@@ -86,7 +87,7 @@ pub fn folders(files: &[CertificateFiles]) -> Vec<PathBuf> {
 }
 
 impl Renewal {
-    /// Of these certificates, which were just read from these files.
+    /// Starts with these certificates, which were just read from these files.
     pub fn new(certificates: Arc<Certificates>, files: Vec<CertificateFiles>) -> Arc<Self> {
         let seen = files.iter().map(|files| Seen {
             stamps: stamps(files),
@@ -100,12 +101,13 @@ impl Renewal {
         })
     }
 
-    /// Has the files looked at now.
+    /// Requests a check of the files now.
     pub fn ask(&self) {
         self.asked.notify_one();
     }
 
-    /// Looks at the files, takes what is new, and tells the supervisor what is served; never ends.
+    /// Checks the files periodically, takes new ones, and reports the served certificates to the
+    /// supervisor; never ends.
     ///
     /// # Errors
     /// The control channel broke.
@@ -131,12 +133,13 @@ impl Renewal {
         }
     }
 
-    /// Takes the pairs whose files have changed, if they can be served. `asked`: those that have
-    /// not, too.
+    /// Takes the pairs whose files have changed, if they can be served. `asked`: retries unchanged
+    /// pairs too.
     fn look(&self, asked: bool) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         for (place, (files, seen)) in self.files.iter().zip(seen.iter_mut()).enumerate() {
-            // Before the files are read: what changes meanwhile is read again.
+            // Stamps are taken before the files are read, so that a change in between causes
+            // another read.
             let now = stamps(files);
             if now == seen.stamps && !asked {
                 continue;
@@ -165,7 +168,7 @@ impl Renewal {
                         key = files.key,
                         expires = expires(&served),
                         error,
-                        "renewed certificate refused; the earlier certificate is served on until the files change again"
+                        "renewed certificate refused; the earlier certificate stays in use until the files change again"
                     );
                     seen.refused = Some(error);
                 }
@@ -173,9 +176,9 @@ impl Renewal {
         }
     }
 
-    /// What is served, what expires first at the front.
+    /// The served certificates, ordered by expiry.
     fn report(&self) -> Vec<Certificate> {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.seen.lock();
         let mut report: Vec<_> = self
             .files
             .iter()
@@ -197,14 +200,14 @@ fn expires(key: &CertifiedKey) -> Option<u64> {
     expiry::not_after(key.cert.first()?)
 }
 
-/// A certificate that has expired takes the place of none that has not.
+/// An expired certificate does not replace one that is valid.
 fn must_last(served: &CertifiedKey, key: CertifiedKey) -> Result<CertifiedKey, String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |now| now.as_secs());
     let is_over = |key: &CertifiedKey| expires(key).is_some_and(|expires| expires <= now);
     if is_over(&key) && !is_over(served) {
         return Err(format!(
-            "expected a certificate that has not expired; it expired at {}, and this machine's clock says {now} (seconds since 1970)",
+            "expected a certificate that has not expired; it expired at {}, and this machine's clock shows {now} (seconds since 1970)",
             expires(&key).unwrap_or_default()
         ));
     }
@@ -224,7 +227,7 @@ mod tests {
         folder: tempfile::TempDir,
     }
 
-    /// Chain and key of a new certificate for `a.test` that expires in this year.
+    /// Makes chain and key of a certificate for `a.test` that expires in this year.
     fn made(year: i32) -> (String, String) {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
@@ -318,7 +321,7 @@ mod tests {
             "{refused}"
         );
         assert_eq!(year(&renewal), 2040);
-        // And the next good one is taken.
+        // The next good pair is taken.
         pair.write("chain.pem", &chain);
         pair.write("key.pem", &key);
         renewal.look(false);

@@ -1,14 +1,15 @@
-//! Requests in flight, divided between tenants. Atomics only: a request takes no lock here.
+//! Requests in flight, divided between tenants. Only atomics are used, so a request takes no lock
+//! here.
 //!
-//! A tenant has at most its share. The last eighth of all places is a reserve: half of it for
-//! tenants with few requests in flight, half of it for tenants with none.
+//! A tenant has at most its share. The last eighth of all slots is a reserve: half for tenants with
+//! few requests in flight, half for tenants with none.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use casemate_wire::control::gateway::Shares;
 
-/// The part of all places that is kept for tenants with few requests in flight: one in so many.
+/// The reserve for tenants with few requests in flight: one slot in so many.
 const RESERVE_PART: u32 = 8;
 /// A tenant with fewer requests in flight than this may draw on the first half of the reserve.
 const FEW: u32 = 16;
@@ -34,7 +35,7 @@ pub struct Tenant {
 pub struct RequestPlace(Arc<Tenant>);
 
 impl Requests {
-    /// With none in flight. Each bound is at least one.
+    /// No request in flight. Each bound is at least one.
     pub fn new(shares: &Shares) -> Arc<Self> {
         let most = shares.requests.max(1);
         Arc::new(Self {
@@ -55,12 +56,11 @@ impl Requests {
 }
 
 impl Tenant {
-    /// Begins a request, or nothing when the tenant has its share in flight or all places are
-    /// taken.
+    /// Begins a request; `None` when the tenant has its share in flight or all slots are taken.
     pub fn begin(self: &Arc<Self>) -> Option<RequestPlace> {
         let mine = self.in_flight.fetch_add(1, Ordering::Relaxed);
         let all = self.all.in_flight.fetch_add(1, Ordering::Relaxed);
-        // Gives both back when it is dropped, also right here.
+        // Dropping it releases both counts, also on the early returns below.
         let place = RequestPlace(self.clone());
         let kept = match mine {
             0 => 0,
@@ -117,7 +117,7 @@ mod tests {
             .iter()
             .flat_map(|tenant| take(tenant, 1000))
             .collect();
-        // Seven eighths, half of the reserve, and one each for those that came last.
+        // Seven eighths, half of the reserve, and one each for the tenants that came last.
         assert!((240..250).contains(&held.len()), "{}", held.len());
         let modest = requests.tenant();
         assert!(modest.begin().is_some());

@@ -1,4 +1,5 @@
-//! From a host to a function, and the perimeter: what is refused before a worker is woken. Pure.
+//! From a host to a function, and the perimeter, which refuses requests before a worker is woken.
+//! Pure.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
@@ -9,33 +10,34 @@ use casemate_wire::control::gateway::Perimeter;
 
 use crate::answer::Code;
 
-/// Methods let through where the perimeter names none.
+/// Methods that are allowed when the perimeter names none.
 const DEFAULT_METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
-/// All routes. A new table for every change; readers keep the one that they took. `F` is what a host leads to.
+/// All routes. Every change makes a new table; a reader keeps the table that it took. `F` is the
+/// target of a host.
 #[derive(Debug)]
 pub struct Table<F> {
     hosts: HashMap<Arc<str>, Arc<Site<F>>>,
-    /// Hosts below which another tenant has one; found when it is first asked for.
+    /// Hosts below which another tenant has one; computed at the first query.
     parents: OnceLock<HashSet<Arc<str>>>,
 }
 
-/// A function as callers reach it.
+/// A function, as callers reach it.
 #[derive(Debug)]
 pub struct Site<F> {
-    /// Which.
+    /// Key of the function.
     pub key: FunctionKey,
-    /// Where its workers are.
+    /// The function's workers.
     pub function: F,
-    /// Checked before a worker is woken.
+    /// The perimeter, checked before a worker is woken.
     pub gate: Gate,
 }
 
-/// A perimeter, ready to be asked.
+/// A perimeter, compiled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gate {
     methods: Option<Vec<String>>,
-    /// Of a text that is no pattern nothing is let through.
+    /// The path patterns; a text that is not a valid pattern allows nothing.
     paths: Option<Vec<Option<PathPattern>>>,
     allow: String,
     /// Largest body, bytes.
@@ -52,7 +54,7 @@ impl<F> Default for Table<F> {
 }
 
 impl<F> Table<F> {
-    /// Where this host leads; lower case, no port.
+    /// The target of this host (lower case, no port).
     pub fn find(&self, host: &str) -> Option<&Arc<Site<F>>> {
         self.hosts.get(host)
     }
@@ -79,7 +81,8 @@ impl<F> Table<F> {
         parents
     }
 
-    /// The table in which exactly these hosts lead to this function. A host that led elsewhere leads here now.
+    /// A table in which exactly these hosts lead to this function. A host that led to another
+    /// function leads to this one now.
     #[must_use]
     pub fn with(&self, hosts: &[String], site: Site<F>) -> Self {
         let mut next = self.without(&site.key);
@@ -92,7 +95,7 @@ impl<F> Table<F> {
         next
     }
 
-    /// The table in which no host leads to this function.
+    /// A table in which no host leads to this function.
     #[must_use]
     pub fn without(&self, key: &FunctionKey) -> Self {
         let others = self.hosts.iter().filter(|(_, site)| site.key != *key);
@@ -123,10 +126,10 @@ impl From<Perimeter> for Gate {
 }
 
 impl Gate {
-    /// Lets a request through, or says why not. `length`: the body's, as far as it was declared.
+    /// Checks a request against the perimeter. `length`: of the body, as far as it was declared.
     ///
     /// # Errors
-    /// The method, the path, or the length is not let through.
+    /// The perimeter does not allow the method, the path or the length.
     pub fn check(&self, method: &str, path: &str, length: Option<u64>) -> Result<(), Code> {
         let method_passes = match &self.methods {
             None => matches!(
@@ -142,7 +145,7 @@ impl Gate {
             return Err(Code::BadPath);
         }
         if let Some(paths) = &self.paths {
-            // Behind a rule for paths a function may decode once more than the rule does.
+            // A function may decode a path once more than a rule for paths does.
             let path = CanonicalPath::new(path).map_err(|_| Code::BadPath)?;
             if !paths.iter().flatten().any(|pattern| pattern.matches(&path)) {
                 return Err(Code::PerimeterPath);
@@ -160,13 +163,14 @@ impl Gate {
     }
 }
 
-/// Whether the worker's URL parser leaves this path as it is: it resolves dot segments, also encoded ones, and takes a
-/// backslash for a slash (WHATWG URL, path state). What was judged here is what the function sees.
+/// Whether the worker's URL parser keeps this path unchanged. The parser resolves dot segments,
+/// also encoded ones, and treats a backslash as a slash (WHATWG URL, path state). So the function
+/// sees the path that was judged.
 pub fn is_unambiguous(path: &str) -> bool {
     if !path.starts_with('/') || path.contains('\\') {
         return false;
     }
-    // Most paths have no dot right after a slash, and are done here.
+    // Most paths have no dot right after a slash, and need no further check.
     let bytes = path.as_bytes();
     let suspicious = bytes
         .windows(2)
@@ -336,7 +340,7 @@ mod tests {
         }
     }
 
-    /// The table that the rules for outgoing calls are held to.
+    /// The table that the rules for outgoing calls must pass too.
     #[test]
     fn behind_a_rule_for_paths_no_spelling_leads_elsewhere() {
         let (ruled, open) = (gate(&[], &["/v1/*"], 1), gate(&[], &[], 1));

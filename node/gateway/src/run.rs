@@ -1,4 +1,4 @@
-//! From closed walls to the end.
+//! The life of the gateway after its sandbox has closed.
 
 use std::net::TcpListener;
 use std::os::fd::AsFd as _;
@@ -21,13 +21,14 @@ use crate::start::{Prepared, Supervisor};
 use crate::supervise;
 use crate::tls::{Certificates, TlsError};
 
-/// The last words to the supervisor may take so long.
+/// Time limit of the last messages to the supervisor.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// For requests that are under way when SIGTERM comes, which names no time.
+/// Grace time for requests under way after SIGTERM, which names no time.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// What a supervisor hears first: the sockets that callers come to, for the next gateway, and that we listen.
+/// The first messages to a supervisor: the listening sockets, for the next gateway, and that we
+/// listen.
 struct Greeting {
     sockets: Vec<TcpListener>,
     ready: FromGateway,
@@ -46,24 +47,24 @@ impl Greeting {
 /// Why the gateway ended without having been drained.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The supervisor is gone.
+    /// The supervisor has closed the control channel.
     #[error("the supervisor is gone")]
     Alone,
-    /// What it says, or what we say, does not come through.
+    /// The control channel failed in one direction.
     #[error("the control channel broke")]
     Control(#[from] ControlError),
-    /// A socket cannot be watched.
+    /// A socket cannot be registered with the runtime.
     #[error("a socket cannot be watched")]
     Socket(#[from] std::io::Error),
-    /// TLS.
+    /// TLS cannot be set up.
     #[error("TLS cannot be set up")]
     Tls(#[from] TlsError),
-    /// The kernel has no random bytes.
+    /// The kernel gave no random bytes.
     #[error("no random bytes")]
     Random,
 }
 
-/// Serves until the supervisor or SIGTERM drains us, at most the grace time longer.
+/// Serves until the supervisor or SIGTERM drains the gateway, plus at most the grace time.
 ///
 /// # Errors
 /// See [`RunError`].
@@ -148,7 +149,7 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
     };
     tokio::select! {
         in_time = gateway.drain(grace) => tracing::info!(in_time, "drained"),
-        // Workers still come and go.
+        // Workers still start and end during the drain.
         broken = until_broken(&gateway, &supervisor, &greeting) => return Err(broken),
     }
     drop(stop);
@@ -160,7 +161,7 @@ pub async fn run(prepared: Prepared) -> Result<(), RunError> {
     }
 }
 
-/// Obeys while requests finish: a second `Drain` changes nothing.
+/// Handles control messages while requests finish; a second `Drain` changes nothing.
 async fn until_broken(
     gateway: &Arc<Gateway>,
     supervisor: &Supervisor,
@@ -182,7 +183,7 @@ async fn obey_until_drain(
     loop {
         let (message, fds) = match supervisor.recv().await {
             Ok(received) => received.ok_or(RunError::Alone)?,
-            // Callers may have taken our last descriptors: those that are served go on.
+            // Callers may have used up our descriptors: connections that are served continue.
             Err(error) if error.is_of_one_message() => {
                 if let Some(packets) = skipped.one_more(Instant::now()) {
                     tracing::warn!(%error, packets, "invalid control packets from the supervisor skipped");

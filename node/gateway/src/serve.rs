@@ -35,59 +35,63 @@ use crate::tls::Certificates;
 use crate::watched::Watched;
 use crate::workers::{Function, Registry, now_ms};
 
-/// Streams at a time on an HTTP/2 connection.
+/// Most streams at a time on an HTTP/2 connection.
 const MAX_HTTP2_STREAMS: u32 = 128;
-/// HTTP/2 streams reset before we have looked at them (rapid reset); then the connection ends.
+/// HTTP/2 streams that may be reset before the gateway has handled them (rapid reset); beyond, the
+/// connection ends.
 const MAX_HTTP2_RESETS: usize = 20;
-/// HTTP/2 streams that we had to reset for errors of the caller; then the connection ends.
+/// HTTP/2 streams that the gateway may have to reset for the caller's errors; beyond, the
+/// connection ends.
 const MAX_HTTP2_ERRORS: usize = 64;
-/// Bytes of request bodies that may come on an HTTP/2 stream before they are used.
+/// Unread bytes of request bodies on an HTTP/2 stream.
 const HTTP2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-/// The same for the whole connection.
+/// Unread bytes of request bodies on an HTTP/2 connection.
 const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
-/// Bytes of responses that wait on an HTTP/2 stream for the caller to take them.
+/// Bytes of responses that may wait on an HTTP/2 stream for the caller to read.
 const HTTP2_SEND_BYTES: usize = 64 * 1024;
-/// Between two pings on an HTTP/2 connection, and how long the answer may take: finds callers that went without a word.
+/// Period of pings on an HTTP/2 connection, and the time limit of the answer: finds callers that
+/// have vanished.
 const HTTP2_PING: Duration = Duration::from_secs(30);
-/// How often a connection is judged, at most and at least.
+/// Shortest and longest period at which a connection is judged.
 const JUDGE_PERIOD: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// From asking a connection that rests to close until it is cut.
+/// Time from asking an idle connection to close until it is cut.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
-/// After the kernel refused an accept, for want of descriptors or memory.
+/// Pause after the kernel refused an accept for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Access records that wait for the supervisor. Beyond it they are dropped and counted, those of the function that has most:
-/// logs do not slow callers down.
+/// Access records that may wait for the supervisor. Beyond this, records of the function that has
+/// most are dropped and counted, because logs must not slow callers down.
 const MAX_RECORDS: usize = 4096;
-/// Said at a time, bytes of text; the longest record is a sixth of it, and all must fit into a packet.
+/// Bytes of text that are sent at a time; the longest record is a sixth of this, and all must fit
+/// into a packet.
 const RECORDS_BYTES: usize = 24 * 1024;
-/// Of a record beside its path, bytes.
+/// Bytes of a record beside its path.
 const RECORD_BYTES: usize = 128;
 
-/// All that connections share.
+/// The state that all connections share.
 #[derive(Debug)]
 pub struct Gateway {
-    /// Hosts to functions.
+    /// Routes from hosts to functions.
     pub table: ArcSwap<Table<Arc<Function>>>,
-    /// Whether the node should get callers, as the supervisor says.
+    /// Whether the node should get callers, as the supervisor reports.
     pub standing: ArcSwap<Standing>,
     /// Functions and workers.
     pub registry: Arc<Registry>,
-    /// Request ids.
+    /// The source of request ids.
     pub ids: RequestIds,
-    /// How long callers may take.
+    /// Time limits for callers.
     pub patience: Patience,
     certificates: Option<Arc<Certificates>>,
-    /// Of the certificates.
+    /// Renewal of the certificates.
     pub renewal: Option<Arc<Renewal>>,
     admissions: Arc<Admissions>,
     records: fair::Queue<FunctionKey, Access>,
-    /// Whether all routes are known, or were at a time.
+    /// Whether all routes are known, or were known once.
     is_loaded: watch::Sender<bool>,
     drain: Drain,
 }
 
 impl Gateway {
-    /// With nothing to serve yet.
+    /// Starts without routes.
     pub fn new(
         ids: RequestIds,
         patience: Patience,
@@ -111,7 +115,7 @@ impl Gateway {
         })
     }
 
-    /// Takes what the supervisor says of the node.
+    /// Takes the supervisor's report of the node's state.
     pub fn stand(&self, standing: Standing) {
         let is_loaded = standing.is_loaded;
         self.standing.store(Arc::new(standing));
@@ -120,8 +124,9 @@ impl Gateway {
         }
     }
 
-    /// Serves a listener until the gateway accepts no more. Callers stay in its queue until all routes are known, but no
-    /// longer than `load_wait`: from then on they are told that the node is loading.
+    /// Serves a listener until the gateway accepts no more. Callers stay in the socket's queue
+    /// until all routes are known, but no longer than `load_wait`; after that they get an answer
+    /// that the node is loading.
     pub fn listen(
         self: &Arc<Self>,
         listener: TcpListener,
@@ -151,17 +156,18 @@ impl Gateway {
         }
     }
 
-    /// Hands an access record on. What is dropped instead, the function's next record counts.
+    /// Queues an access record for the supervisor. Records that are dropped instead are counted in
+    /// the function's next record.
     pub fn record(&self, access: Access) {
         self.records.push(access.key.clone(), access);
     }
 
-    /// Waits until there is a record to say.
+    /// Waits until there is a record to send.
     pub async fn has_records(&self) {
         self.records.filled().await;
     }
 
-    /// The next records to say, as many as go at a time.
+    /// Takes the next records to send, as many as fit into one message.
     pub fn next_records(&self) -> Option<Vec<Access>> {
         let (mut records, mut bytes) = (Vec::new(), 0);
         while bytes < RECORDS_BYTES
@@ -187,7 +193,7 @@ impl Gateway {
         self.drain.has_begun()
     }
 
-    /// Has callers go and accepts no more, see [`Drain`]; whether all have gone within `grace`.
+    /// Drains the gateway, see [`Drain`]; returns whether all connections ended within `grace`.
     pub async fn drain(&self, grace: Duration) -> bool {
         self.drain.run(grace).await
     }
@@ -199,8 +205,8 @@ fn counted(taken: fair::Taken<Access>) -> Access {
     access
 }
 
-/// Serves a listener until the gateway accepts no more. A connection without a place waits in a task of its own, so that no
-/// network delays another one.
+/// Serves a listener until the gateway accepts no more. A connection without a slot waits in a task
+/// of its own, so that no network delays another one.
 async fn listen(gateway: Arc<Gateway>, listener: TcpListener, tls: Option<TlsAcceptor>) {
     loop {
         tokio::select! {
@@ -215,7 +221,7 @@ async fn listen(gateway: Arc<Gateway>, listener: TcpListener, tls: Option<TlsAcc
                     Err(error) => tracing::debug!(%error, "connection closed"),
                 },
                 Err(error) => {
-                    tracing::warn!(%error, "a caller could not be accepted");
+                    tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
@@ -248,7 +254,7 @@ async fn converse(
     tls: Option<TlsAcceptor>,
     seat: &Seat,
 ) {
-    // Answers are written whole; waiting for more would only delay them.
+    // Answers are written whole; a delay for more would only slow them down.
     let _ = stream.set_nodelay(true);
     let client = Bytes::from(address.ip().to_canonical().to_string());
     let connection = |tls, name| Connection::new(client, tls, name, Some(seat.head_notice()));
@@ -316,7 +322,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
             biased;
             ended = serving.as_mut() => {
                 if let Err(error) = ended {
-                    tracing::debug!(error = &*error, "a connection broke");
+                    tracing::debug!(error = &*error, "a caller's connection ended with an error");
                 }
                 return;
             }
@@ -352,8 +358,8 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
 
 fn builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    // Heads that come slowly are the judge's business: one timer a connection instead of one a request. 100 fields is
-    // the parser's own limit.
+    // The connection's judge bounds slow heads: one timer a connection instead of one a request.
+    // 100 fields is the parser's own limit.
     builder
         .http1()
         .timer(TokioTimer::new())

@@ -1,5 +1,5 @@
-//! From the process's start to closed walls: read what the supervisor says, take the sockets of an earlier gateway, bind the
-//! others, read certificates, close.
+//! From the process's start to the closed sandbox: read the supervisor's `Start`, adopt the sockets
+//! of an earlier gateway, bind the others, read certificates, close.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -17,43 +17,43 @@ use crate::tls::{Certificates, TlsError};
 /// The control channel.
 pub type Supervisor = Control<FromGateway, ToGateway>;
 
-/// Callers that the kernel keeps for us until we accept them, and while there is no gateway. The kernel keeps no more than
-/// `net.core.somaxconn`, which is 4096 unless somebody has set it.
+/// Connections that the kernel queues until they are accepted, and while there is no gateway. The
+/// kernel queues no more than `net.core.somaxconn`, which is 4096 by default.
 const BACKLOG: i32 = 4096;
 
 /// Why the gateway did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Descriptor 0 is no control channel, or it broke.
-    #[error("descriptor 0 is no control channel: {0}")]
+    /// Descriptor 0 is not a control channel, or the channel failed.
+    #[error("descriptor 0 is not a usable control channel: {0}")]
     Control(ControlError),
-    /// It could not be watched.
+    /// Descriptor 0 could not be registered with the runtime.
     #[error("descriptor 0 cannot be watched: {0}")]
     Descriptor(std::io::Error),
-    /// Nobody is there.
+    /// The supervisor closed the channel.
     #[error("the control channel closed before `Start`")]
     Closed,
     /// Another message came first.
     #[error("expected sockets and then `Start` as the first messages")]
     Order,
-    /// Not an address.
+    /// A listener has no valid address.
     #[error("listener {0:?}: expected an address and a port such as 0.0.0.0:443")]
     Address(String),
-    /// TLS without a certificate.
+    /// A TLS listener has no certificate.
     #[error("listener {0}: TLS needs at least one certificate")]
     NoCertificate(String),
     /// A certificate cannot be served.
     #[error("{0}")]
     Tls(#[from] TlsError),
     /// The address cannot be listened on.
-    #[error("listener {address}: {source}; stop what uses it, or choose another port")]
+    #[error("listener {address}: {source}; stop the program that uses it, or choose another port")]
     Bind {
         /// The address.
         address: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: std::io::Error,
     },
-    /// The walls.
+    /// The sandbox could not be closed.
     #[error("the sandbox could not be closed: {0}")]
     Sandbox(#[from] casemate_sandbox::SandboxError),
 }
@@ -70,16 +70,16 @@ impl StartError {
     }
 }
 
-/// All that is needed to serve, behind closed walls.
+/// The prepared state of a gateway whose sandbox is closed.
 #[derive(Debug)]
 pub struct Prepared {
-    /// What the supervisor asked for.
+    /// The supervisor's `Start` message.
     pub start: Start,
-    /// The sockets, in its order, and whether each speaks TLS.
+    /// The listening sockets, in the order of `Start`, and whether each uses TLS.
     pub listeners: Vec<(TcpListener, bool)>,
     /// The sockets for probes.
     pub health: Vec<TcpListener>,
-    /// Their addresses, in this order.
+    /// The sockets' addresses, in this order.
     pub addresses: Vec<String>,
     /// Certificates, if any.
     pub certificates: Option<Arc<Certificates>>,
@@ -89,14 +89,14 @@ pub struct Prepared {
     pub control: OwnedFd,
 }
 
-/// Sockets of an earlier gateway, by their places.
+/// Sockets of an earlier gateway, by their positions in `Start`.
 type Given = BTreeMap<u32, OwnedFd>;
 
-/// Waits for `Start` and does as it says. The process has one thread here: walls that are a thread's own are then
-/// inherited by all that come.
+/// Waits for `Start` and carries it out. The process has one thread at this point, so that all
+/// later threads inherit layers that apply to a thread.
 ///
 /// # Errors
-/// See [`StartError`]; the supervisor has been told.
+/// See [`StartError`]; the error has been reported to the supervisor.
 pub fn prepare() -> Result<Prepared, StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -172,7 +172,7 @@ fn open(mut start: Start, mut given: Given, control: OwnedFd) -> Result<Prepared
         start.max_connections,
         casemate_sandbox::raise_descriptors()?,
     );
-    // Renewed certificates are read from where these were.
+    // Renewed certificates are read from the same places as these.
     let folders = renew::folders(&start.certificates);
     let folders: Vec<_> = folders
         .iter()
@@ -191,7 +191,8 @@ fn open(mut start: Start, mut given: Given, control: OwnedFd) -> Result<Prepared
     })
 }
 
-/// Callers at a time: each has a descriptor, and so has each worker's channel, which callers must not use up.
+/// Most connections at a time: each has a descriptor, and so has each worker's channel, which
+/// callers must not use up.
 fn connections(asked: u32, descriptors: u64) -> u32 {
     let most = u32::try_from(descriptors / 4 * 3).unwrap_or(u32::MAX);
     if asked > most {
@@ -205,7 +206,7 @@ fn connections(asked: u32, descriptors: u64) -> u32 {
     asked.min(most)
 }
 
-/// A socket that an earlier gateway has opened, with whoever waits in its queue.
+/// Adopts a socket that an earlier gateway has opened, with the callers in its queue.
 fn adopt(socket: OwnedFd, address: &str) -> Result<TcpListener, StartError> {
     let listener = TcpListener::from(socket);
     let adopted = listener.set_nonblocking(true);
@@ -226,7 +227,7 @@ fn bind(text: &str) -> Result<TcpListener, StartError> {
             Type::STREAM,
             Some(Protocol::TCP),
         )?;
-        // A restart does not wait for the connections of the one before.
+        // A restart does not wait for the earlier gateway's connections.
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_in_use_and_an_address_that_is_none_are_named() {
+    fn a_port_in_use_and_an_invalid_address_are_named() {
         let taken = bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap().to_string();
         let error = bind(&address).unwrap_err();

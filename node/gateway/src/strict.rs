@@ -1,4 +1,4 @@
-//! What a caller's bytes must be before an HTTP parser sees them. Knows no socket and no clock.
+//! Checks a caller's bytes before an HTTP parser sees them. Uses no socket and no clock.
 //!
 //! On HTTP/1 the scanner follows the framing of requests and refuses every framing that two
 //! programs could read in two ways: `Content-Length` beside `Transfer-Encoding`, a second
@@ -6,8 +6,8 @@
 //! folded lines, chunk sizes that are not plain hexadecimal numbers. The parser behind it is laxer;
 //! because only one reading is left, both agree where each request ends.
 //!
-//! After a refusal the parser gets nothing more of what the caller sends. It gets a few bytes that
-//! it refuses with 400 itself ([`Scanner::refusal`]), in the order of the requests on the
+//! After a refusal the parser gets none of the caller's further bytes. Instead it gets a few bytes
+//! that it refuses with 400 by itself ([`Scanner::refusal`]), in the order of the requests on the
 //! connection, and then the end of the stream.
 //!
 //! On HTTP/2 it counts frames: see [`crate::frames`].
@@ -15,21 +15,21 @@
 use crate::fields::MAX_HEAD_BYTES;
 use crate::frames::{Flood, Frames};
 
-/// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
+/// The first bytes of an HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Longest line with the size of a chunk and its extensions, bytes. Extensions have no meaning
 /// here.
 const MAX_SIZE_LINE_BYTES: usize = 256;
-/// Digits of a chunk's size: more than any body that is let through.
+/// Most digits of a chunk's size, which allow more than any permitted body.
 const MAX_SIZE_DIGITS: usize = 15;
-/// Digits of a `Content-Length`: 19 always fit into 64 bits.
+/// Most digits of a `Content-Length`: 19 digits always fit into 64 bits.
 const MAX_LENGTH_DIGITS: usize = 19;
 
-/// Follows one connection.
+/// Follows the framing of one connection.
 #[derive(Debug)]
 pub struct Scanner {
     state: State,
-    /// The line that has begun to come, as far as it was in earlier pieces.
+    /// The beginning of the current line, from earlier pieces.
     line: Vec<u8>,
     head: Head,
     heads: u32,
@@ -43,7 +43,7 @@ enum State {
     Start,
     /// In the lines of a head after the first.
     Fields,
-    /// In a body of so many more bytes.
+    /// In a body with so many bytes to come.
     Body(u64),
     ChunkSize,
     ChunkData(u64),
@@ -51,18 +51,18 @@ enum State {
     ChunkEnd(&'static [u8]),
     Trailers,
     Http2,
-    /// With what the parser gets instead.
+    /// Refused: the bytes for the parser.
     Refused(&'static [u8]),
 }
 
-/// Not a character of any head, and the end of the head: the parser looks at a head when it is
-/// whole.
+/// A character that is invalid in every head, and the end of the head, because the parser checks a
+/// head when it is whole.
 const BAD_HEAD: &[u8] = b"\0\r\n\r\n";
-/// Wherever a chunk, its extensions or its trailers have come to, no line feed follows the carriage
-/// return.
+/// Within a chunk, its extensions or its trailers, a carriage return without a line feed is always
+/// invalid.
 const BAD_CHUNK: &[u8] = b"\r\0";
 
-/// What the lines of a head have said.
+/// What the lines of a head declare about the framing.
 #[derive(Debug, Clone, Copy, Default)]
 struct Head {
     is_http10: bool,
@@ -86,11 +86,11 @@ impl Default for Scanner {
 }
 
 impl Scanner {
-    /// Looks at the next bytes; the parser may have so many of them. `frames`: the budget that is
-    /// used when the connection is HTTP/2.
+    /// Checks the next bytes; returns how many of them the parser may have. `frames`: the budget
+    /// when the connection is HTTP/2.
     ///
     /// # Errors
-    /// Frames without end; the connection is to be closed.
+    /// The caller floods the connection with frames; it must be closed.
     pub fn scan(&mut self, bytes: &[u8], frames: &mut Frames) -> Result<usize, Flood> {
         let mut at = 0;
         while at < bytes.len() {
@@ -115,8 +115,8 @@ impl Scanner {
         Ok(at)
     }
 
-    /// What the parser gets next of a refused stream, at most so many bytes; none is the end.
-    /// `None`: nothing is refused.
+    /// The next bytes for the parser of a refused stream, at most so many; an empty slice is the
+    /// end. `None`: nothing is refused.
     pub fn refusal(&mut self, room: usize) -> Option<&'static [u8]> {
         let State::Refused(left) = &mut self.state else {
             return None;
@@ -126,17 +126,17 @@ impl Scanner {
         Some(now)
     }
 
-    /// Whole heads so far on an HTTP/1 connection.
+    /// Number of whole heads so far on an HTTP/1 connection.
     pub fn heads(&self) -> u32 {
         self.heads
     }
 
-    /// Whether an HTTP/1 request has come whole and the next has not begun.
+    /// Whether an HTTP/1 request is complete and the next has not begun.
     pub fn is_between_requests(&self) -> bool {
         self.state == State::Start && self.line.is_empty() && self.heads > 0
     }
 
-    /// Whether an HTTP/1 request has begun to come and has not come whole, or was refused.
+    /// Whether an HTTP/1 request has begun and is not complete, or was refused.
     pub fn is_within_request(&self) -> bool {
         match self.state {
             State::Preface(_) | State::Http2 => false,
@@ -150,7 +150,7 @@ impl Scanner {
         self.heads > 0 && !self.head.is_http10
     }
 
-    /// Uses up some bytes; on an error, the offending byte is the one after those.
+    /// Consumes some bytes; on an error, the offending byte is the one after those.
     fn step(&mut self, bytes: &[u8]) -> Result<usize, (usize, Ambiguous)> {
         match self.state {
             State::Preface(matched) => {
@@ -205,13 +205,13 @@ impl Scanner {
         }
     }
 
-    /// Takes the next line, or what has come of it.
+    /// Consumes the next line, or its beginning.
     fn lines(&mut self, bytes: &[u8]) -> Result<usize, (usize, Ambiguous)> {
         let end = bytes.iter().position(|byte| *byte == b'\n');
         let piece = end.map_or(bytes, |end| &bytes[..=end]);
         let most = match self.state {
             State::ChunkSize => MAX_SIZE_LINE_BYTES,
-            // The parser, which counts the whole head, has refused it before.
+            // The parser, which bounds the whole head, has refused it before.
             _ => 2 * MAX_HEAD_BYTES,
         };
         if self.line.len() + piece.len() > most {
@@ -282,7 +282,7 @@ impl Head {
         else {
             return Err(Ambiguous);
         };
-        // A fragment never travels (RFC 9112, section 3.2); the parser would cut it off in silence.
+        // A fragment is never sent (RFC 9112, section 3.2); the parser would remove it silently.
         if target.contains(&b'#') {
             return Err(Ambiguous);
         }
@@ -318,8 +318,8 @@ impl Head {
     }
 }
 
-/// Name and value of a line. A folded line and a space before the colon make a name that is no
-/// token.
+/// Splits a line into name and value. A folded line, and a space before the colon, give an invalid
+/// name.
 fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), Ambiguous> {
     let colon = line
         .iter()
@@ -352,7 +352,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What the parser gets of it, and the whole heads in it.
+    /// What the parser gets, and the number of whole heads.
     fn scan(bytes: &[u8], piece: usize) -> (Vec<u8>, u32, Scanner) {
         let (mut scanner, mut frames) = (Scanner::default(), Frames::new(0));
         let mut out = Vec::new();
@@ -462,7 +462,7 @@ mod tests {
     }
 
     proptest! {
-        /// However bytes are cut into pieces, the parser gets the same, and nothing after a
+        /// However bytes are cut into pieces, the parser gets the same bytes, and none after a
         /// refusal.
         #[test]
         fn pieces_make_no_difference(

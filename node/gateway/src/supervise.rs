@@ -1,4 +1,4 @@
-//! The control channel: what the supervisor says is done, what it is to hear is said.
+//! The control channel: carries out the supervisor's messages, and sends reports to it.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -16,12 +16,13 @@ use crate::serve::Gateway;
 use crate::start::Supervisor;
 use crate::workers::{Function, Promise};
 
-/// How often it is looked for needs to repeat and workers that rest.
+/// Period at which repeated reports and idle workers are checked.
 const ROUND: Duration = Duration::from_millis(250);
-/// Between two packets of access records: under load each has many.
+/// Pause between two packets of access records: under load each packet has many.
 const RECORDS_PERIOD: Duration = Duration::from_millis(20);
 
-/// Does one thing that the supervisor says, except for `Resume`, and for `Drain`, which is given back.
+/// Carries out one message of the supervisor; `Resume` is handled elsewhere, and `Drain` is
+/// returned.
 pub fn obey(gateway: &Arc<Gateway>, message: ToGateway, fds: Vec<OwnedFd>) -> Option<Duration> {
     match message {
         ToGateway::Start(_) | ToGateway::Socket { .. } => {
@@ -61,7 +62,7 @@ pub fn obey(gateway: &Arc<Gateway>, message: ToGateway, fds: Vec<OwnedFd>) -> Op
             message,
         } => {
             let mut refusal = Refusal::from(Code::Failed(failure));
-            // What a function threw while it loaded is for its tenant's log alone.
+            // An error that a function threw while it loaded is for its tenant's log alone.
             if !message.is_empty() && failure != Failure::LoadFailed {
                 refusal.message = message.into();
             }
@@ -78,7 +79,7 @@ pub fn obey(gateway: &Arc<Gateway>, message: ToGateway, fds: Vec<OwnedFd>) -> Op
     None
 }
 
-/// Only control messages change the table, and they come one by one.
+/// Only control messages change the table, one after the other.
 fn lead(gateway: &Gateway, route: Route) {
     let Route {
         key,
@@ -91,7 +92,7 @@ fn lead(gateway: &Gateway, route: Route) {
         gateway.table.store(Arc::new(table.without(&key)));
         gateway.registry.want(&key, None);
     } else {
-        // The release first: a caller that finds the route finds the release.
+        // The release is set first: a caller that finds the route finds the release.
         let function = gateway.registry.want(&key, Some(release));
         gateway.table.store(Arc::new(table.with(
             &hosts,
@@ -104,7 +105,7 @@ fn lead(gateway: &Gateway, route: Route) {
     }
 }
 
-/// Says what the supervisor is to hear until told to stop; then says what is left, and `Stopped`.
+/// Sends reports to the supervisor until told to stop; then sends the last reports and `Stopped`.
 ///
 /// # Errors
 /// The control channel broke.

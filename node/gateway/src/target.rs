@@ -9,7 +9,7 @@ use crate::answer::Code;
 use crate::host::Host;
 use crate::route::is_unambiguous;
 
-/// The serialised URL, and where its path is.
+/// The serialised URL, and the position of its path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     text: String,
@@ -17,11 +17,11 @@ pub struct Target {
 }
 
 impl Target {
-    /// From the host and the rest of a request's target.
+    /// Makes the URL from the host and the rest of a request's target.
     ///
     /// # Errors
-    /// The path would not stay what it is (dot segments, backslashes), or has bytes that a URL does
-    /// not have.
+    /// The parser would change the path (dot segments, backslashes), or it has bytes that a URL
+    /// cannot have.
     pub fn new(is_tls: bool, host: &Host<'_>, path_and_query: &str) -> Result<Self, Code> {
         let path = path_and_query.split('?').next().unwrap_or_default();
         if !path_and_query.bytes().all(|byte| byte.is_ascii_graphic()) || !is_unambiguous(path) {
@@ -63,10 +63,10 @@ impl Target {
     }
 }
 
-/// Whether the parser would change nothing. Most requests have only such characters.
+/// Whether the parser would change nothing. This holds for most requests.
 fn is_serialised(host: &Host<'_>, path: &str, query: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&()*+,;=:@/%".contains(&byte);
-    // The standard takes a host whose last label is a number for an address.
+    // The standard treats a host whose last label is a number as an address.
     let last_label = host.name.rsplit('.').next().unwrap_or_default();
     last_label.starts_with(|first: char| first.is_ascii_alphabetic())
         && !host.name.starts_with("xn--")
@@ -123,7 +123,7 @@ mod tests {
     }
 
     proptest! {
-        /// Parsing what was serialised changes nothing, whichever way it went.
+        /// A serialised URL parses to itself, on the fast and the slow way.
         #[test]
         fn serialising_is_stable(rest in "/[!-~]{0,30}", tls: bool, port in proptest::option::of(1u16..1000)) {
             prop_assume!(!rest.contains('#'));

@@ -11,7 +11,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use casemate_wire::control::gateway::CertificateFiles;
 
-/// Protocols that the gateway speaks, dearest first.
+/// Protocols that the gateway offers, most preferred first.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// Why a certificate cannot be served.
@@ -25,38 +25,38 @@ pub enum TlsError {
     Read {
         /// The file.
         path: String,
-        /// What should be in it.
+        /// The expected content.
         what: &'static str,
-        /// What was wrong.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The file is no PEM.
+    /// The file is not PEM.
     #[error("{path}: expected a PEM file with {what}: {source}")]
     Pem {
         /// The file.
         path: String,
-        /// What should be in it.
+        /// The expected content.
         what: &'static str,
-        /// What was wrong.
+        /// The cause.
         source: rustls_pki_types::pem::Error,
     },
-    /// No certificate in it.
+    /// The file contains no certificate.
     #[error("{path}: expected a certificate chain, found none")]
     Empty {
         /// The file.
         path: String,
     },
-    /// Key and chain do not belong together, or are of a kind that is not served.
+    /// Key and chain do not match, or are of an unsupported kind.
     #[error("{chain} and {key}: expected a chain and its key: {source}")]
     Pair {
         /// The chain's file.
         chain: String,
         /// The key's file.
         key: String,
-        /// What was wrong.
+        /// The cause.
         source: rustls::Error,
     },
-    /// TLS cannot be set up at all.
+    /// TLS cannot be set up.
     #[error("TLS: {0}")]
     Config(rustls::Error),
 }
@@ -78,19 +78,20 @@ impl Certificates {
             .map(Self)
     }
 
-    /// The certificate at this place.
+    /// The certificate at this position.
     pub fn get(&self, place: usize) -> Option<Arc<CertifiedKey>> {
         self.0.get(place).map(ArcSwap::load_full)
     }
 
-    /// Serves this certificate from now on. Connections that are there go on.
+    /// Serves this certificate from now on. Existing connections are not affected.
     pub fn replace(&self, place: usize, key: CertifiedKey) {
         if let Some(served) = self.0.get(place) {
             served.store(Arc::new(key));
         }
     }
 
-    /// The place of the certificate for `name`: the first that names it, else the first.
+    /// The position of the certificate for `name`: the first that names it, otherwise the first of
+    /// all.
     pub fn place(&self, name: &str) -> usize {
         let Ok(name) = ServerName::try_from(name) else {
             return 0;
@@ -106,10 +107,10 @@ impl Certificates {
         self.0.iter().position(names).unwrap_or(0)
     }
 
-    /// The configuration that serves them.
+    /// The TLS configuration that serves these certificates.
     ///
     /// # Errors
-    /// The provider lacks the protocol versions.
+    /// The provider does not support the protocol versions.
     pub fn config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider)

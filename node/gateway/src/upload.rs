@@ -1,9 +1,9 @@
-//! The bodies of requests: a caller's to a worker.
+//! The bodies of requests, from a caller to a worker.
 //!
-//! Before a worker asks for a body, it gets only the beginning, and that beginning is kept: a
-//! request that its worker has not begun can be sent to another one. A caller that expects `100
-//! Continue` is sent it when the worker asks (RFC 9110, section 10.1.1): the HTTP server sends it
-//! when the body is first polled.
+//! Until a worker asks for a body, it gets only the beginning, and that beginning is kept: if the
+//! worker ends before it has begun the request, another worker gets it. A caller that expects `100
+//! Continue` gets it when the worker asks (RFC 9110, section 10.1.1), because the HTTP server sends
+//! it when the body is first polled.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -20,27 +20,27 @@ use crate::fields;
 /// Why a request's body did not reach the worker whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UploadError {
-    /// Larger than the perimeter lets through.
+    /// The body is larger than the perimeter allows.
     TooLarge,
-    /// Nothing came for too long.
+    /// Nothing came from the caller for too long.
     Slow,
-    /// It broke off or is no HTTP.
+    /// The body broke off or is malformed.
     Caller,
-    /// The worker's side is over; the response says why.
+    /// The worker's side is over; the response has the reason.
     Worker,
 }
 
 /// The bounds of a request's body.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Bytes, as the perimeter says.
+    /// Most bytes, as the perimeter sets.
     pub max_bytes: u64,
-    /// Between two pieces.
+    /// Longest pause between two pieces.
     pub idle: Duration,
 }
 
-/// A caller's body on its way to a worker. Every future here may be dropped and begun again: what
-/// has come is in the value.
+/// A caller's body on its way to a worker. Every future here may be dropped and started again: all
+/// progress is in the value.
 #[derive(Debug)]
 pub struct Upload {
     from: Incoming,
@@ -48,19 +48,19 @@ pub struct Upload {
     idle: Duration,
     /// Whether the caller waits for `100 Continue`.
     is_expecting: bool,
-    /// What has come and was not sent yet, and is not kept.
+    /// Bytes that have come, are not sent yet, and are not kept.
     pending: Bytes,
-    /// What is being sent of what is kept.
+    /// The part of the kept bytes that is being sent.
     early: Bytes,
-    /// All of the body has come; with these trailers.
+    /// The trailers, once all of the body has come.
     end: Option<Fields>,
-    /// What goes before the worker asks: at most [`EARLY_BYTES`].
+    /// The beginning that is sent before the worker asks: at most [`EARLY_BYTES`].
     kept: Vec<Bytes>,
     is_asked: bool,
 }
 
 impl Upload {
-    /// Nothing has been sent yet.
+    /// Starts with nothing sent.
     pub fn new(from: Incoming, bounds: Bounds, is_expecting: bool) -> Self {
         Self {
             end: from.is_end_stream().then(Fields::default),
@@ -85,12 +85,12 @@ impl Upload {
         self.end.is_some()
     }
 
-    /// Whether the caller waits for `100 Continue` and has not been sent it.
+    /// Whether the caller waits for `100 Continue` and has not got it.
     pub fn is_held_back(&self) -> bool {
         self.is_expecting && !self.is_asked
     }
 
-    /// Begins anew with another worker; whether all that was sent is still here.
+    /// Begins again with another worker; returns whether everything that was sent is still kept.
     pub fn rewind(&mut self) -> bool {
         if self.is_asked {
             return false;
@@ -101,7 +101,7 @@ impl Upload {
         true
     }
 
-    /// Sends the body, at the pace of the slower one; gives its trailers.
+    /// Sends the body at the pace of the slower side; returns its trailers.
     ///
     /// # Errors
     /// See [`UploadError`].
@@ -144,7 +144,7 @@ impl Upload {
         }
     }
 
-    /// Sends what is pending. Until the worker has asked, only what can be kept.
+    /// Sends pending bytes. Until the worker has asked, only bytes that can be kept.
     async fn send(&mut self, to: &mut SendBody) -> Result<(), UploadError> {
         loop {
             let sent = to.send_from(&mut self.early).await;

@@ -14,14 +14,14 @@ use crate::frames::Frames;
 use crate::strict::Scanner;
 use crate::workers::now_ms;
 
-/// What every HTTP/1.1 client has to skip.
+/// An interim response, which every HTTP/1.1 client has to skip.
 const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// How long what a caller goes on sending is thrown away after the answer, so that the answer is
-/// not lost in the reset that a closed socket sends (RFC 9112, section 9.6). A connection that
+/// How long a caller's further bytes are read and discarded after the answer, so that the reset of
+/// a closed socket does not destroy the answer (RFC 9112, section 9.6). A connection whose slot
 /// others wait for is closed earlier: see [`Connection::judge`].
 const LINGER: Duration = Duration::from_secs(30);
-/// The same, between two pieces: a caller that sends nothing for so long has read its answer or is
+/// The same, between two pieces: a caller that is silent for so long has read its answer or is
 /// gone.
 const LINGER_QUIET: Duration = Duration::from_secs(5);
 /// The same, bytes: a caller that sends more than this after its answer is cut.
@@ -29,13 +29,13 @@ const LINGER_BYTES: usize = 256 * 1024 * 1024;
 
 /// A socket, or TLS over one, between the caller and the HTTP parser.
 ///
-/// It tells its connection when bytes come and when they do not go, and holds the caller to
-/// [`crate::strict`] and [`crate::frames`].
+/// It reports to its connection when bytes come and when they cannot be sent, and holds the caller
+/// to [`crate::strict`] and [`crate::frames`].
 ///
-/// A caller that ends its side after a whole HTTP/1 request gets its answer: the parser hears of
-/// the end only when no request is under way. Such a caller may also have gone. An HTTP/1.1 caller
-/// that still waits after a while is sent `100 Continue`, which every client has to skip (RFC 9110,
-/// section 15.2); the kernel of a caller that has gone answers with a reset, and the next write
+/// A caller that ends its side after a whole HTTP/1 request gets its answer: the parser sees the
+/// end only when no request is under way. Such a caller may also be gone. So after a while the
+/// gateway sends `100 Continue` to an HTTP/1.1 caller, which every client has to skip (RFC 9110,
+/// section 15.2); the kernel of a caller that is gone answers with a reset, and the next write
 /// fails.
 #[derive(Debug)]
 pub struct Watched<S> {
@@ -45,19 +45,20 @@ pub struct Watched<S> {
     frames: Frames,
     /// The caller has ended its side.
     ended: bool,
-    /// Since the last whole head, something was sent: an interim response would tear it apart.
+    /// Bytes were sent since the last whole head: an interim response would split a response.
     has_sent: bool,
-    /// From the end of our side on.
+    /// Set from the end of our side on.
     linger: Option<Linger>,
 }
 
-/// The end of a connection whose caller still sends.
+/// The state of a connection that is closing while its caller still sends.
 #[derive(Debug)]
 struct Linger {
     until: Pin<Box<Sleep>>,
     quiet_until: Pin<Box<Sleep>>,
     left_bytes: usize,
-    /// Whether the caller is known to send still. Otherwise only what has come already is taken.
+    /// Whether the caller is known to be sending. Otherwise only bytes that have arrived already
+    /// are read.
     is_awaited: bool,
 }
 
@@ -71,7 +72,7 @@ impl Linger {
         }
     }
 
-    /// Takes note of a piece; whether more may come.
+    /// Records a piece; returns whether more may come.
     fn took(&mut self, bytes: usize) -> bool {
         self.is_awaited = true;
         let quiet_until = Instant::now() + LINGER_QUIET;
@@ -83,7 +84,7 @@ impl Linger {
 }
 
 impl<S> Watched<S> {
-    /// Nothing has come yet.
+    /// Starts without any bytes.
     pub fn new(stream: S, connection: Arc<Connection>) -> Self {
         Self {
             stream,
@@ -96,7 +97,7 @@ impl<S> Watched<S> {
         }
     }
 
-    /// Whether a whole request has come and is not over.
+    /// Whether a whole request has come and its answer is not complete.
     fn is_answering(&self) -> bool {
         let done = self.connection.done();
         self.scanner.is_between_requests() && self.scanner.heads() != done
@@ -112,7 +113,7 @@ impl<S> Watched<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
-    /// After the end of the caller's side: pending while a request is under way.
+    /// After the caller has ended its side: pending while a request is under way.
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.connection.wakes(context.waker());
         if !self.is_answering() {
@@ -134,9 +135,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
 }
 
 impl<S: AsyncRead + Unpin> Watched<S> {
-    /// Throws away what still comes, until the caller ends its side too. A caller that sends in the
-    /// middle of a request is waited for; of another one, such as one whose next request crosses
-    /// the end of the connection, what has come by now is taken, and what follows it.
+    /// Discards what still comes, until the caller ends its side too. A caller in the middle of a
+    /// request is waited for. Of another caller, such as one whose next request crosses the end of
+    /// the connection, only the bytes that have arrived and those that follow them are read.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let is_awaited = self.scanner.is_within_request();
         let linger = self.linger.get_or_insert_with(|| Linger::new(is_awaited));
@@ -154,7 +155,7 @@ impl<S: AsyncRead + Unpin> Watched<S> {
                         return Poll::Ready(());
                     }
                 }
-                // A caller that is gone, or has ended its side, has nothing more to send.
+                // A caller that is gone, or has ended its side, sends nothing more.
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending if linger.is_awaited => return Poll::Pending,
                 Poll::Pending => return Poll::Ready(()),
@@ -274,7 +275,7 @@ mod tests {
         let (mut caller, ending) = ending(HEAD).await;
         let started = Instant::now();
         let sending = tokio::spawn(async move {
-            // Never quiet for long.
+            // The caller never pauses for long.
             while caller.write_all(b"x").await.is_ok() {
                 sleep(LINGER_QUIET - Duration::from_secs(1)).await;
             }

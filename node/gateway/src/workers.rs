@@ -1,10 +1,10 @@
-//! The shell around [`crate::pool`]: functions with live channels, places in workers, and who is to
-//! be told.
+//! The shell around [`crate::pool`]: functions with live channels, slots in workers, and notices to
+//! waiting callers.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use casemate_channel::Opener;
@@ -13,6 +13,7 @@ use casemate_wire::StreamId;
 use casemate_wire::channel::MAX_STREAMS;
 use casemate_wire::control::gateway::{Shares, WorkerFault};
 use casemate_wire::control::{Digest, Failure, FunctionKey, WorkerId};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 
 use crate::answer::Refusal;
@@ -20,19 +21,19 @@ use crate::pool::{Due, Pool, Waiting};
 use crate::requests::{Requests, Tenant};
 pub use crate::worker::{Promise, Worker};
 
-/// How long a request waits for a worker: a cold start takes milliseconds, a node that is full
+/// How long a request waits for a worker: a cold start takes milliseconds, a full node needs
 /// longer.
 pub const WAIT_MAX: Duration = Duration::from_secs(10);
-/// From saying that it takes no more requests until a worker has ended: what it has begun may still
-/// take the time that the supervisor gives a worker to stop.
+/// Time from a worker's notice that it takes no more requests until it must have ended: requests
+/// that it has begun may take the time that the supervisor gives a worker to stop.
 const GOING_AWAY: Duration = Duration::from_secs(15);
 /// How long after its channel has closed a worker's reason can come.
 const REASON_KEPT: Duration = Duration::from_secs(10);
 
-/// Between two records about dropped cookies in a function's log, milliseconds.
+/// Pause between two records about dropped cookies in a function's log, milliseconds.
 const COOKIES_PERIOD_MS: u64 = 10_000;
 
-/// Milliseconds since the program first asked.
+/// Milliseconds since the first call.
 pub fn now_ms() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     START.get_or_init(Instant::now).elapsed().as_millis() as u64
@@ -40,7 +41,7 @@ pub fn now_ms() -> u64 {
 
 type Answer = Result<Lease, Refusal>;
 
-/// Somebody who waits for a worker.
+/// A caller that waits for a worker.
 #[derive(Debug)]
 struct Caller(oneshot::Sender<Answer>);
 
@@ -53,27 +54,29 @@ impl Waiting for Caller {
 /// A function with its workers.
 #[derive(Debug)]
 pub struct Function {
-    /// Which.
+    /// Key of the function.
     pub key: FunctionKey,
-    /// The requests of its tenant.
+    /// The requests in flight of its tenant.
     pub tenant: Arc<Tenant>,
     pool: Mutex<Pool<Caller, Arc<Worker>>>,
-    /// Of its access records.
+    /// The budget of the function's access records.
     records: Mutex<Budget>,
     cookies: DroppedCookies,
     bell: Arc<Bell>,
-    /// Whether the bell holds it already.
+    /// Whether the bell holds the function already.
     rung: AtomicBool,
 }
 
-/// Cookies that were dropped and that the function's log was not told of; since when, 0: never.
+/// Dropped cookies that the function's log does not show yet, and the time of the last record; 0:
+/// never.
 #[derive(Debug, Default)]
 struct DroppedCookies {
     count: AtomicU32,
     told_ms: AtomicU64,
 }
 
-/// Functions of which the supervisor is to hear something at once; each is in it at most once.
+/// Functions with a report for the supervisor that is due at once; each function is in it at most
+/// once.
 #[derive(Debug, Default)]
 pub struct Bell {
     functions: Mutex<Vec<Arc<Function>>>,
@@ -83,12 +86,12 @@ pub struct Bell {
 }
 
 impl Bell {
-    /// Waits until there is something.
+    /// Waits until a function is in the bell.
     pub async fn rung(&self) {
         self.notify.notified().await;
     }
 
-    /// What there is.
+    /// Takes the functions in the bell.
     pub fn take(&self) -> Vec<Arc<Function>> {
         let functions = std::mem::take(&mut *lock(&self.functions));
         for function in &functions {
@@ -97,19 +100,19 @@ impl Bell {
         functions
     }
 
-    /// Has the supervisor end a worker that gets nothing more to do.
+    /// Asks the supervisor to end a worker that gets no more requests.
     fn give_up(&self, worker: WorkerId, fault: WorkerFault) {
         lock(&self.unusable).push((worker, fault));
         self.notify.notify_one();
     }
 
-    /// Workers that were given up since the last time.
+    /// Takes the workers that were given up since the last call.
     pub fn take_unusable(&self) -> Vec<(WorkerId, WorkerFault)> {
         std::mem::take(&mut *lock(&self.unusable))
     }
 }
 
-/// A place in a worker; given back when it is dropped.
+/// A slot in a worker; dropping it frees the slot.
 #[derive(Debug)]
 pub struct Lease {
     function: Arc<Function>,
@@ -118,11 +121,11 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The head of a response, if it comes within the wall-clock limit of the release. A worker
-    /// that leaves it out gets no more requests, and the supervisor ends it.
+    /// Waits for the head of a response within the wall-clock limit of the release. A worker that
+    /// exceeds it gets no more requests, and the supervisor ends it.
     ///
     /// # Errors
-    /// What the conversation says; [`Failure::ExceededWall`] when it takes too long.
+    /// The error of the conversation, or [`Failure::ExceededWall`] when it takes too long.
     pub async fn hold_to_wall<T, E: From<Failure>>(
         &self,
         conversation: impl Future<Output = Result<T, E>>,
@@ -186,20 +189,20 @@ impl Function {
         }
     }
 
-    /// Whether there is room in its log for one more access record with a path of so many bytes,
-    /// and how many had none before.
+    /// Whether the function's log has a budget for one more access record with a path of so many
+    /// bytes, and how many records were left out before.
     pub fn may_record(&self, bytes: usize) -> Option<u32> {
         lock(&self.records).spend(bytes, now_ms())
     }
 
-    /// So many cookies of a response reached too far and were dropped.
+    /// Counts cookies of a response that were dropped because other hosts would have got them.
     pub fn dropped_cookies(&self, count: u32) {
         if count > 0 {
             self.cookies.count.fetch_add(count, Ordering::Relaxed);
         }
     }
 
-    /// How many cookies the function's log is to be told of now; mostly none.
+    /// Takes the number of dropped cookies for the function's log; mostly zero.
     pub fn take_dropped_cookies(&self) -> u32 {
         let DroppedCookies { count, told_ms } = &self.cookies;
         if count.load(Ordering::Relaxed) == 0 {
@@ -213,10 +216,10 @@ impl Function {
         count.swap(0, Ordering::Relaxed)
     }
 
-    /// A place in a worker; waits for one up to [`WAIT_MAX`].
+    /// Takes a slot in a worker; waits for one up to [`WAIT_MAX`].
     ///
     /// # Errors
-    /// There is none.
+    /// No worker became available.
     pub async fn lease(self: &Arc<Self>) -> Answer {
         let receiver = {
             let mut pool = self.pool();
@@ -238,7 +241,7 @@ impl Function {
         }
     }
 
-    /// Never under the lock: who has left meanwhile gives the place back at once.
+    /// Not under the lock: a caller that has left meanwhile frees the slot at once.
     fn hand_out(self: &Arc<Self>, grants: Vec<(Caller, Arc<Worker>)>) {
         for (Caller(sender), worker) in grants {
             drop(sender.send(Ok(Lease {
@@ -248,7 +251,7 @@ impl Function {
         }
     }
 
-    /// Takes the worker of this place out of service: its channel takes no streams.
+    /// Takes the worker of this slot out of service, because its channel takes no streams.
     pub fn pass_over(self: &Arc<Self>, lease: Lease) {
         if lease.worker.opener.is_closed() {
             self.without(lease.worker.id);
@@ -257,7 +260,8 @@ impl Function {
         }
     }
 
-    /// Takes a worker that has not answered in time out of service, and has the supervisor end it.
+    /// Takes a worker that has not answered in time out of service, and asks the supervisor to end
+    /// it.
     fn give_up(&self, worker: &Worker) {
         if !worker.is_given_up_now() {
             return;
@@ -271,32 +275,32 @@ impl Function {
     }
 
     fn without(self: &Arc<Self>, id: WorkerId) {
-        // Dropped after the lock.
+        // Dropped after the lock is released.
         let worker = self.pool().remove(id);
         drop(worker);
         self.ring();
     }
 
-    /// What the supervisor is to hear.
+    /// The reports that are due to the supervisor.
     pub fn due(&self) -> Due {
         self.pool().due(now_ms())
     }
 }
 
-/// All functions. Touched by control messages and once a second, never by a request.
+/// All functions. Used by control messages and once a second, never by a request.
 #[derive(Debug)]
 pub struct Registry {
     functions: Mutex<HashMap<FunctionKey, Arc<Function>>>,
-    /// Tenants with functions. Taken only by a holder of `functions`.
+    /// Tenants with functions. Locked only by a holder of `functions`.
     tenants: Mutex<HashMap<Digest, Weak<Tenant>>>,
     requests: Arc<Requests>,
     seats: Mutex<HashMap<WorkerId, Seat>>,
-    /// Rings when the supervisor is to hear something.
+    /// Notified when a report to the supervisor is due.
     pub bell: Arc<Bell>,
 }
 
 impl Registry {
-    /// Without functions yet.
+    /// Starts without functions.
     pub fn new(shares: &Shares) -> Self {
         Self {
             functions: Mutex::default(),
@@ -307,7 +311,7 @@ impl Registry {
         }
     }
 
-    /// The function of this name, made when there is none.
+    /// The function of this name; it is made when there is none.
     pub fn function(&self, key: &FunctionKey) -> Arc<Function> {
         let mut functions = lock(&self.functions);
         let make = || {
@@ -327,21 +331,21 @@ impl Registry {
         })
     }
 
-    /// All of them.
+    /// All functions.
     pub fn all(&self) -> Vec<Arc<Function>> {
         lock(&self.functions).values().cloned().collect()
     }
 
-    /// Forgets functions without hosts, workers and callers.
+    /// Removes functions without hosts, workers and callers.
     pub fn forget_what_is_over(&self) {
-        // Somebody else who holds one is just about to route to it, or to add a worker: it must
-        // stay the one of its name.
+        // Another holder is about to route to the function, or to add a worker: it must stay the
+        // only function of its name.
         lock(&self.functions)
             .retain(|_, function| Arc::strong_count(function) > 1 || !function.pool().is_over());
         lock(&self.tenants).retain(|_, tenant| tenant.strong_count() > 0);
     }
 
-    /// This release is wanted of the function; `None`: the function is taken away.
+    /// Makes this the wanted release of the function; `None` removes the function.
     pub fn want(&self, key: &FunctionKey, release: Option<Digest>) -> Arc<Function> {
         let function = self.function(key);
         let grants = function.pool().want(release);
@@ -353,10 +357,10 @@ impl Registry {
         function
     }
 
-    /// A worker serves from now on.
+    /// Adds a worker that is ready to serve.
     ///
     /// # Errors
-    /// The descriptor is no channel.
+    /// The descriptor is not a channel.
     pub fn add(
         self: &Arc<Self>,
         key: &FunctionKey,
@@ -384,7 +388,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Nothing new for this worker.
+    /// Takes the worker out of rotation: it gets no new request.
     pub fn retire(&self, id: WorkerId) {
         let function = lock(&self.seats).get(&id).map(|seat| seat.function.clone());
         if let Some(function) = function {
@@ -393,7 +397,8 @@ impl Registry {
         }
     }
 
-    /// The worker is about to end: it gets nothing new, and what it has not begun goes to others.
+    /// The worker is about to end: it gets no new request, and requests that it has not begun go to
+    /// other workers.
     pub fn dying(&self, id: WorkerId, begun: StreamId) {
         let worker = lock(&self.seats).get(&id).map(|seat| seat.worker.clone());
         self.retire(id);
@@ -402,7 +407,7 @@ impl Registry {
         }
     }
 
-    /// The worker's process has ended; its callers are told why.
+    /// The worker's process has ended; its callers get the reason.
     pub fn gone(&self, id: WorkerId, failure: Failure) {
         let Some(seat) = lock(&self.seats).remove(&id) else {
             return;
@@ -413,7 +418,7 @@ impl Registry {
         seat.function.without(id);
     }
 
-    /// The supervisor's word to all who wait for this function.
+    /// Passes the supervisor's refusal to all callers that wait for this function.
     pub fn refuse(&self, key: &FunctionKey, refusal: &Refusal) {
         let callers = self.function(key).pool().dismiss();
         for Caller(sender) in callers {
@@ -422,7 +427,7 @@ impl Registry {
     }
 
     /// Takes a worker out of service that takes no more requests, or whose channel closes. Its
-    /// reason may follow; a process that goes on without a channel is useless and ends.
+    /// reason may follow; a process that runs on without a channel is useless and is ended.
     async fn watch(self: Arc<Self>, id: WorkerId, opener: Opener) {
         opener.goes_away().await;
         self.retire(id);
@@ -445,16 +450,16 @@ impl Registry {
     }
 }
 
-/// Where a worker sits.
+/// Where a worker belongs.
 #[derive(Debug)]
 struct Seat {
     function: Arc<Function>,
     worker: Weak<Worker>,
 }
 
-/// A panic in a holder leaves state that is still whole: every method finishes what it begins.
+/// A panic in a holder of a lock leaves consistent state: every method completes its change.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! Bodies of requests: asked for, read late, or not read at all.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 
@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-/// Bytes of the body, and whether it came whole.
+/// Number of bytes of the body, and whether it came whole.
 async fn length(mut body: RecvBody) -> (usize, bool) {
     let mut length = 0;
     while let Some(piece) = body.next().await {
@@ -29,7 +29,7 @@ async fn length(mut body: RecvBody) -> (usize, bool) {
 async fn a_body_is_read_after_the_answer() {
     const LENGTH: usize = 2 << 20;
     let (read, mut was_read) = mpsc::unbounded_channel();
-    // As a function that answers 202 and reads in the background; the reply goes, the body stays.
+    // Like a function that answers 202 and reads in the background: the reply ends, the body stays.
     let node = Node::with_worker(move |incoming| {
         let read = read.clone();
         async move {
@@ -43,7 +43,7 @@ async fn a_body_is_read_after_the_answer() {
     for _ in 0..2 {
         let head = format!("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: {LENGTH}\r\n\r\n");
         caller.write_all(head.as_bytes()).await.unwrap();
-        // The answer comes before the body, and the connection is still good afterwards.
+        // The answer comes before the body, and the connection is still usable afterwards.
         let answer = read_until(&mut caller, "\r\n\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
         assert!(!answer.contains("connection: close"), "{answer}");
@@ -90,7 +90,7 @@ const EXPECTING: &str =
     "POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
 
 #[tokio::test]
-async fn a_caller_is_told_to_go_on_when_the_function_asks_for_the_body() {
+async fn a_caller_gets_100_continue_when_the_function_asks_for_the_body() {
     let (go, mut goes) = mpsc::unbounded_channel::<()>();
     let node = Node::with_route().await;
     let mut acceptor = node.worker("f", 1, 8).await;
@@ -98,7 +98,7 @@ async fn a_caller_is_told_to_go_on_when_the_function_asks_for_the_body() {
     for _ in 0..2 {
         caller.write_all(EXPECTING.as_bytes()).await.unwrap();
         let incoming = timeout(SOON, acceptor.accept()).await.unwrap().unwrap();
-        // Nothing has been sent before: the first bytes would be there by the end of another
+        // Nothing has been sent before: the first bytes would have arrived by the end of another
         // request.
         node.get("nobody.test", "/").await;
         let mut early = [0; 1];
@@ -127,7 +127,7 @@ async fn a_final_answer_without_the_body_ends_the_connection_and_says_so() {
             reply, mut body, ..
         } = incoming;
         reply.send(&status(403, &[]), true).finish();
-        // A function that would read in the background: too late, the caller was not told to go on.
+        // A function that reads in the background is too late: the caller got no `100 Continue`.
         let piece = body.next().await;
         assert!(!matches!(piece, Some(Ok(_))), "{piece:?}");
     })

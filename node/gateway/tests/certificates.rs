@@ -1,5 +1,5 @@
 //! Certificates whose files change while they are served, behind closed walls.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 
@@ -26,7 +26,7 @@ impl Files {
         self.folder.path().join(name).to_string_lossy().into_owned()
     }
 
-    /// Writes a new pair, moved into place as tools for certificates do.
+    /// Writes a new pair and moves it into place, as tools for certificates do.
     fn renew(&self, year: i32) -> CertificateDer<'static> {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
@@ -83,7 +83,7 @@ async fn a_renewed_certificate_is_served_and_a_bad_one_is_refused() {
     node.say(ToGateway::Reload).await;
     assert!(report(&mut node).await.expires > told.expires);
     connect(&node, &second).await;
-    // Connections that were there go on.
+    // Existing connections continue.
     let request = Request::get("https://a.test/").body(Empty::<Bytes>::new());
     let answer = timeout(SOON, before.send_request(request.unwrap())).await;
     let answer = answer.unwrap().unwrap();
@@ -96,7 +96,7 @@ async fn a_renewed_certificate_is_served_and_a_bad_one_is_refused() {
     assert!(refused.contains("chain.pem"), "{refused}");
     connect(&node, &second).await;
 
-    // Found without being told.
+    // Found by the periodic check.
     let third = files.renew(2042);
     assert_eq!(report(&mut node).await.refused, None);
     connect(&node, &third).await;

@@ -1,9 +1,9 @@
-//! Requests that were made to be read in two ways: framings, heads, paths, header blocks.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+//! Requests that are meant to be read in two ways: framings, heads, paths, header blocks.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_channel::Incoming;
@@ -11,13 +11,14 @@ use casemate_wire::control::gateway::Perimeter;
 use harness::{
     Node, PREFACE, SETTINGS, SOON, describe, echo, frame, perimeter, read_all, route, start, work,
 };
+use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
-/// Read as chunks this is an empty body and a second request; read by its length it is all a body.
+/// As chunks, this is an empty body and a second request; by its length, all of it is a body.
 const BODY: &str = "0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: a.test\r\n\r\n";
 
-/// Lines that name a transfer coding, well or badly, beside a length.
+/// Valid and invalid lines that name a transfer coding, beside a length.
 const TRANSFER: [&str; 58] = [
     "Transfer-Encoding: chunked",
     "Transfer-Encoding:chunked",
@@ -163,12 +164,12 @@ const HEADS: [&str; 44] = [
 
 type Seen = Arc<Mutex<Vec<String>>>;
 
-/// A node whose function remembers which targets reached it.
+/// A node whose function records the targets that reach it.
 async fn remembering() -> (Node, Seen) {
     let seen = Seen::default();
     let remembers = seen.clone();
     let node = Node::with_worker(move |incoming: Incoming| {
-        remembers.lock().unwrap().push(incoming.head.target.clone());
+        remembers.lock().push(incoming.head.target.clone());
         echo(incoming)
     })
     .await;
@@ -210,7 +211,7 @@ async fn of_190_framings_and_heads_none_smuggles_a_request() {
             assert!(answer.starts_with("HTTP/1.1 400"), "{request:?}: {answer}");
         }
     }
-    let passed = seen.lock().unwrap().drain(..).collect::<Vec<_>>();
+    let passed = seen.lock().drain(..).collect::<Vec<_>>();
     assert!(
         passed.iter().all(|target| target.ends_with("/front")),
         "{passed:?}"
@@ -222,14 +223,14 @@ async fn of_190_framings_and_heads_none_smuggles_a_request() {
             .write_all(format!("{request}{follows}").as_bytes())
             .await;
         let answer = read_all(&mut stream).await;
-        // Refused by the gateway's own words, the connection goes on: what follows is a request of
-        // its own.
+        // The gateway itself refused the first request, so the connection continues, and the next
+        // bytes are a request of their own.
         let first = answer.split("\r\n").next().unwrap().to_owned();
         assert!(
             first.starts_with("HTTP/1.") && first[8..].starts_with(" 400"),
             "{request:?}: {answer}"
         );
-        let smuggled = seen.lock().unwrap().drain(..).count();
+        let smuggled = seen.lock().drain(..).count();
         assert_eq!(
             smuggled > 0,
             answer.contains("bad_host"),
@@ -286,7 +287,7 @@ const PATHS: [&str; 44] = [
     "/api/...;/private",
 ];
 
-/// Where a program ends up that decodes until nothing changes and then resolves.
+/// The path that a program reaches which decodes until nothing changes and then resolves.
 fn resolved(path: &str) -> String {
     let mut bytes = path.as_bytes().to_vec();
     for _ in 0..5 {
@@ -344,7 +345,8 @@ async fn of_44_paths_none_leads_past_the_rules_for_paths() {
             assert!(refused, "{path}: {answer}");
         }
     }
-    // Another spelling of `/api/x`. All others lead elsewhere, or have more than one reading.
+    // This is another spelling of `/api/x`. All others lead elsewhere, or have more than one
+    // reading.
     assert_eq!(passed, ["/%61pi/x"]);
     for path in ["/api/", "/api/a%20b", "/api/%E4%B8%AD/..a"] {
         let answer = node.get("a.test", path).await;

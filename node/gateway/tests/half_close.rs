@@ -1,5 +1,5 @@
 //! Callers that end their side of a connection, and callers that leave.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 
@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// The answer comes well after the caller has ended its side.
+/// Answers well after the caller has ended its side.
 async fn slowly(incoming: Incoming) {
     tokio::time::sleep(Duration::from_millis(200)).await;
     describe(incoming).await;
@@ -54,7 +54,8 @@ async fn an_answer_is_not_lost_with_a_body_that_nobody_reads() {
     .await;
     let body = vec![b'x'; 40 << 20];
     let cases = [
-        // Refused by its length, and answered by a function that does not read.
+        // One request is refused by its length, the other is answered by a function that does not
+        // read.
         (body.len(), "HTTP/1.1 413"),
         (7 << 20, "HTTP/1.1 403"),
     ];
@@ -104,7 +105,7 @@ async fn an_http2_caller_gets_its_whole_answer_and_is_then_told_to_send_no_more(
         let (mut body, mut has_ended) = (Vec::new(), false);
         loop {
             let (kind, flags, of, payload) = next_frame(&mut stream).await;
-            assert_ne!(kind, 7, "the connection goes on: {payload:?}");
+            assert_ne!(kind, 7, "the connection must continue: {payload:?}");
             if of != id {
                 continue;
             }

@@ -1,5 +1,5 @@
-//! What balancers and early callers are told of a node.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+//! Answers to balancers and early callers about the state of a node.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 
@@ -65,7 +65,7 @@ async fn readiness_ends_without_workers_and_with_draining_and_health_does_not() 
     assert!(probe(&node, "health").await.starts_with("HTTP/1.1 200"));
     assert!(probe(&node, "other").await.starts_with("HTTP/1.1 404"));
     node.stand(true, &[], true).await;
-    // A request that is under way keeps the gateway draining.
+    // A request under way keeps the gateway draining.
     let mut acceptor = node.worker("f", 1, 8).await;
     let mut caller = node.connect().await;
     caller

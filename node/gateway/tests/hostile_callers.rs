@@ -1,5 +1,5 @@
-//! Callers that mean harm.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+//! Hostile callers.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 
@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
 
-/// Little patience, so that tests need not wait for long.
+/// Short time limits, so that tests need not wait for long.
 fn impatient() -> Start {
     Start {
         header_timeout_ms: 1500,
@@ -101,7 +101,7 @@ async fn a_caller_that_does_not_read_is_cut_and_its_worker_freed() {
         .await
         .unwrap();
     read_until(&mut slow, "\r\n\r\n").await;
-    // The one place in the worker comes free.
+    // The worker's only slot is free again.
     let answer = node.get("a.test", "/next").await;
     assert!(answer.contains("/next"), "{answer}");
 }
@@ -120,7 +120,7 @@ async fn an_http2_stream_that_is_not_read_is_cut_and_its_worker_freed() {
     assert!(node.get("a.test", "/next").await.contains("/next"));
 }
 
-/// Asks by HTTP/2, reads the socket, and pings, but gives no credit.
+/// Sends an HTTP/2 request, reads the socket, and pings, but gives no credit.
 async fn read_without_credit(node: &Node, path: &str) {
     /// SETTINGS_INITIAL_WINDOW_SIZE.
     const NO_WINDOW: &[u8] = &[0, 4, 0, 0, 0, 0];
@@ -217,7 +217,7 @@ async fn resting_connections_make_room_for_those_that_wait() {
 }
 
 #[tokio::test]
-async fn smuggling_is_refused_or_read_in_one_way() {
+async fn smuggled_requests_are_refused_or_have_one_reading() {
     let node = Node::with_worker(echo).await;
     let refused = [
         "GET / HTTP/1.1\r\nHost: a.test\r\nHost: b.test\r\n\r\n",
@@ -255,7 +255,7 @@ async fn smuggling_is_refused_or_read_in_one_way() {
             "{request:?}: {answer}"
         );
     }
-    // Both framings: one reading would be another's smuggling.
+    // Both framings: one program's body would be another's request.
     for framing in [
         "Content-Length: 4\r\nTransfer-Encoding: chunked",
         "Transfer-Encoding: chunked\r\nContent-Length: 40",
@@ -267,7 +267,7 @@ async fn smuggling_is_refused_or_read_in_one_way() {
         assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
         assert!(answer.starts_with("HTTP/1.1 400"), "{framing}: {answer}");
     }
-    // A chunk that is none ends the request.
+    // An invalid chunk ends the request.
     for chunk in [
         "x\r\nabc\r\n",
         "-1\r\nabc\r\n",
@@ -293,7 +293,8 @@ async fn heads_beyond_their_limits_are_refused() {
             .await
             .starts_with("HTTP/1.1 431")
     );
-    // It ends without having read all; the answer may be lost with the connection, a worker's answer it never is.
+    // The gateway ends without having read everything; its own answer may be lost with the
+    // connection, but a worker's answer never is.
     let large = "a".repeat(60 * 1024);
     let answer = node
         .raw(format!(
@@ -314,7 +315,7 @@ async fn heads_beyond_their_limits_are_refused() {
         answer.starts_with("HTTP/1.1 431") && answer.contains("head_too_large"),
         "{answer}"
     );
-    // Each would be compared with each field of the head.
+    // Each option would be compared with each field of the head.
     let options = "x, ".repeat(10_000);
     let answer = node
         .raw(format!(
@@ -331,7 +332,7 @@ async fn heads_beyond_their_limits_are_refused() {
     assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
 }
 
-/// Sends until the gateway ends the connection, at most so often; how often.
+/// Sends until the gateway ends the connection, at most so often; returns how often.
 async fn flood(
     mut stream: TcpStream,
     most: usize,
@@ -351,7 +352,7 @@ async fn flood(
         if ended.is_finished() || writer.write_all(&piece(n as u32)).await.is_err() {
             return n;
         }
-        // Lets the gateway and the reader have their turn.
+        // Yields to the gateway and the reader.
         if n % at_once == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -381,7 +382,7 @@ async fn rapid_reset_ends_the_connection_and_hurts_no_neighbour() {
     });
     let sent = timeout(Duration::from_secs(60), sent).await.unwrap();
     assert!(sent < most / 2, "{sent} requests were made and reset");
-    // Also when each is let in before it is reset.
+    // The bound holds even when each request is admitted before it is reset.
     let most = 4000;
     let sent = flood(node.connect().await, most, 3, |n| {
         let before = if n == 0 {
@@ -396,7 +397,7 @@ async fn rapid_reset_ends_the_connection_and_hurts_no_neighbour() {
     assert!(node.get("a.test", "/next").await.contains("/next"));
 }
 
-/// What the gateway has in memory, KiB.
+/// Resident memory of the gateway, KiB.
 fn memory_kib(node: &Node) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", node.child.id())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
@@ -412,20 +413,20 @@ async fn bodies_in_the_smallest_pieces_that_nobody_reads_take_bounded_memory() {
     })
     .await;
     let before = memory_kib(&node);
-    // The windows of the connection would let twice as many through.
+    // The windows of the connection would admit twice as many.
     let most = 250_000;
     let sent = flood(node.connect().await, most, 200, |n| {
         if n >= STREAMS {
             return frame(0, 0, n % STREAMS * 2 + 1, b"xy");
         }
         let mut post = headers(n * 2 + 1, "/slow", true);
-        // Without the end of the stream, and `POST`.
+        // Without the end of the stream, and with `POST`.
         (post[4], post[9]) = (4, 0x83);
         post
     });
     let sent = timeout(Duration::from_secs(60), sent).await.unwrap();
     let grown = memory_kib(&node).saturating_sub(before);
-    // Some are taken, so it is their number that ends the connection.
+    // Some are admitted, so it is their number that ends the connection.
     assert!((1000..most).contains(&sent), "{sent} pieces, {grown} KiB");
     assert!(grown < 8 * 1024, "{sent} pieces, {grown} KiB");
 }
@@ -507,7 +508,7 @@ async fn the_queue_for_a_function_is_bounded() {
             .unwrap();
         streams.push(stream);
     }
-    // Those beyond are answered at once.
+    // Further requests are answered at once.
     for _ in 0..(9 * 128 - 1024) {
         let record = node.record().await;
         assert_eq!(
@@ -520,7 +521,7 @@ async fn the_queue_for_a_function_is_bounded() {
         _ => None,
     });
     assert_eq!(most.await, 1024);
-    // And nobody is forgotten.
+    // No caller is forgotten.
     drop(streams);
     tokio::spawn(work(node.worker("f", 1, 64).await, describe));
     node.settle().await;

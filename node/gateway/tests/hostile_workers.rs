@@ -1,5 +1,5 @@
-//! Workers that break, lie, or mean harm.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+//! Workers that break, lie, or are hostile.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 
@@ -25,7 +25,7 @@ async fn a_worker_killed_in_the_middle_is_a_clear_502_and_the_next_request_succe
     let mut stream = node.connect().await;
     stream.write_all(GET).await.unwrap();
     let incoming = timeout(SOON, acceptor.accept()).await.unwrap().unwrap();
-    // The kernel closes a killed process's descriptors; nobody says why.
+    // The kernel closes a killed process's descriptors, and no reason comes.
     drop((incoming.body, acceptor));
     std::mem::forget(incoming.reply);
     kill(&node, 1).await;
@@ -40,12 +40,12 @@ async fn a_worker_killed_in_the_middle_is_a_clear_502_and_the_next_request_succe
         read_until(&mut stream, ":client")
             .await
             .starts_with("HTTP/1.1 200"),
-        "the same connection goes on"
+        "the same connection continues"
     );
     assert_eq!(node.record().await.failure, Some(Failure::WorkerLost));
 }
 
-/// The end of a worker whose channel somebody still holds open.
+/// Ends a worker whose channel another process still holds open.
 async fn kill(node: &Node, worker: u64) {
     node.say(ToGateway::Gone {
         worker: WorkerId(worker),
@@ -55,7 +55,7 @@ async fn kill(node: &Node, worker: u64) {
 }
 
 #[tokio::test]
-async fn a_channel_that_closes_without_a_word_is_a_lost_worker_and_nothing_is_sent_twice() {
+async fn a_channel_that_closes_without_a_reason_is_a_lost_worker_and_no_request_is_sent_twice() {
     let mut node = Node::with_route().await;
     let mut acceptor = node.worker("f", 1, 8).await;
     let mut second = node.worker("f", 2, 8).await;
@@ -63,7 +63,7 @@ async fn a_channel_that_closes_without_a_word_is_a_lost_worker_and_nothing_is_se
     stream.write_all(GET).await.unwrap();
     let incoming = tokio::select! {
         incoming = acceptor.accept() => incoming.unwrap(),
-        incoming = second.accept() => panic!("the first has as few streams: {incoming:?}"),
+        incoming = second.accept() => panic!("the first worker has as few streams: {incoming:?}"),
     };
     drop((incoming, acceptor));
     let answer = read_until(&mut stream, "}}").await;
@@ -75,13 +75,13 @@ async fn a_channel_that_closes_without_a_word_is_a_lost_worker_and_nothing_is_se
         timeout(Duration::from_millis(100), second.accept())
             .await
             .is_err(),
-        "it must not be tried again"
+        "the request must not be tried again"
     );
     node.record().await;
 }
 
-/// A worker that has begun one request, and three callers: of the request that it has begun, of one without and of one
-/// with a body that it has not.
+/// A worker that has begun one request, and three callers: one of the request that it has begun,
+/// and two of requests, with and without a body, that it has not begun.
 async fn one_begun_and_two_not(node: &mut Node) -> ((Acceptor, OwnedFd), Incoming, [TcpStream; 3]) {
     let (mut acceptor, socket) = node.worker_and_socket("f", 1, 8).await;
     let mut callers = [
@@ -103,7 +103,7 @@ async fn one_begun_and_two_not(node: &mut Node) -> ((Acceptor, OwnedFd), Incomin
     ((acceptor, socket), begun, callers)
 }
 
-/// The two requests that were not begun are answered by the next worker.
+/// The next worker answers the two requests that were not begun.
 async fn the_next_worker_answers(node: &Node, callers: &mut [TcpStream]) {
     tokio::spawn(work(
         node.worker("f", 2, 8).await,
@@ -124,25 +124,25 @@ async fn the_next_worker_answers(node: &Node, callers: &mut [TcpStream]) {
 }
 
 #[tokio::test]
-async fn what_a_worker_that_ends_has_not_begun_goes_to_another() {
+async fn requests_that_an_ending_worker_has_not_begun_go_to_another() {
     let mut node = Node::with_route().await;
     let ((acceptor, _socket), begun, mut callers) = one_begun_and_two_not(&mut node).await;
     acceptor.go_away();
     begun.reply.reset(Failure::ExceededCpu.to_reset());
     let answer = read_until(&mut callers[0], "}}").await;
     assert!(answer.contains("exceeded_cpu"), "{answer}");
-    // The process takes its time to end, and its callers' next requests do not wait for that.
+    // The process takes time to end, and its callers' next requests do not wait for that.
     the_next_worker_answers(&node, &mut callers[1..]).await;
     drop(acceptor);
 }
 
 #[tokio::test]
-async fn what_a_worker_had_not_begun_when_it_could_say_nothing_more_goes_to_another() {
+async fn requests_that_a_silent_worker_had_not_begun_go_to_another() {
     for is_closed_first in [false, true] {
         let mut node = Node::with_route().await;
         let ((_acceptor, socket), begun, mut callers) = one_begun_and_two_not(&mut node).await;
         let id = begun.id;
-        // Else the process is stuck in its end.
+        // Otherwise the process hangs while it ends.
         if is_closed_first {
             shutdown(&socket, Shutdown::Both).unwrap();
         }
@@ -163,7 +163,7 @@ async fn the_reason_of_a_workers_end_is_waited_for() {
     let mut caller = node.connect().await;
     caller.write_all(GET).await.unwrap();
     let _incoming = timeout(SOON, acceptor.accept()).await.unwrap().unwrap();
-    // Killed for its memory: its descriptors are closed long before anybody knows how it ended.
+    // Killed for its memory: its descriptors are closed long before the reason is known.
     shutdown(&socket, Shutdown::Both).unwrap();
     let worker = WorkerId(1);
     let unusable = FromGateway::Unusable {
@@ -217,7 +217,7 @@ async fn the_reason_of_a_workers_end_reaches_its_callers() {
         assert_eq!(node.record().await.failure, Some(failure));
         drop(incoming);
     }
-    // One request's end, said by the worker itself, is the end of no other.
+    // The end of one request, reported by the worker itself, does not end any other.
     let mut acceptor = node.worker("f", 9, 8).await;
     let mut stream = node.connect().await;
     stream.write_all(GET).await.unwrap();
@@ -372,11 +372,11 @@ async fn a_worker_that_speaks_garbage_is_a_lost_worker() {
     );
 }
 
-/// A worker that is busy and does not read: what goes to it fills the channel. That is no fault of its, and none of the
-/// callers.
+/// A busy worker does not read, so requests fill its channel. Neither the worker nor any caller is
+/// at fault.
 #[tokio::test]
 async fn requests_beyond_what_a_busy_workers_channel_carries_wait_for_it() {
-    // Some 2.4 MB of heads: twice what the channel holds back.
+    // Some 2.4 MB of heads: twice what the channel buffers.
     const CALLERS: usize = 80;
     let mut start = harness::start();
     start.max_connections = 200;
@@ -401,7 +401,8 @@ async fn requests_beyond_what_a_busy_workers_channel_carries_wait_for_it() {
         caller.write_all(request.as_bytes()).await.unwrap();
         callers.push(caller);
     }
-    // For the gateway to take them in. Were it too slow for that, the test would prove less, and not fail.
+    // Time for the gateway to take the requests in. Were it too slow, the test would prove less,
+    // but not fail.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let acceptor = casemate_channel::acceptor(ours).unwrap();
     tokio::spawn(work(acceptor, |incoming| async move {

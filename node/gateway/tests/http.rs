@@ -1,5 +1,5 @@
 //! Well-behaved callers and workers.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 
@@ -216,7 +216,7 @@ async fn tls_chooses_the_certificate_by_name_and_http2_by_alpn() {
         ..start()
     })
     .await;
-    // Their certificates are served on without them.
+    // The certificates are served from memory, without their files.
     drop(folder);
     node.say(route("f", &["a.test", "b.test", "c.test"], perimeter()))
         .await;
@@ -257,7 +257,7 @@ async fn tls_chooses_the_certificate_by_name_and_http2_by_alpn() {
         connect("b.test", &a_der).await.is_err(),
         "b.test must not get the certificate of a.test"
     );
-    // A connection made for one host is not one for a host with another certificate.
+    // A connection for one host is not valid for a host with another certificate.
     let mut sender = http2(connect("b.test", &b_der).await.unwrap()).await;
     let request = Request::get("https://a.test/")
         .body(Empty::<Bytes>::new())
@@ -343,7 +343,7 @@ async fn the_perimeter_refuses_before_a_worker_is_woken() {
         "{:?}",
         node.seen
     );
-    // One that streams is cut off at the limit, and the worker hears of it.
+    // A streamed body is cut off at the limit, and the worker sees that.
     let mut acceptor = node.worker("f", 1, 1).await;
     let mut stream = node.connect().await;
     stream.write_all(b"POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n8\r\n12345678\r\n").await.unwrap();

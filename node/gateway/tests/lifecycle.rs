@@ -1,5 +1,5 @@
-//! What the supervisor says, and what it hears.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+//! Messages from the supervisor, and reports to it.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 
@@ -104,7 +104,7 @@ async fn a_retired_worker_finishes_and_another_release_takes_over() {
         .then_some(())
     })
     .await;
-    // A release that is no longer wanted drains without being told.
+    // A release that is no longer wanted drains without a command.
     let next = ToGateway::Route(Box::new(casemate_wire::control::gateway::Route {
         key: key("f"),
         release: [8; 32],
@@ -206,19 +206,19 @@ async fn draining_finishes_what_is_under_way() {
     assert_eq!(
         node.records.len(),
         2,
-        "access records come before the farewell"
+        "access records come before `Stopped`"
     );
     assert!(node.exit().await.success());
 }
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
 
-/// The end of an answer of [`describe`].
+/// The last line of an answer of [`describe`].
 const END: &str = ":hops=0\n";
 
 async fn say_drain(node: &mut Node) {
     node.say(ToGateway::Drain { grace_ms: 15_000 }).await;
-    // Obeyed in order.
+    // Messages are carried out in order.
     node.settle().await;
 }
 
@@ -239,12 +239,12 @@ async fn a_gateway_that_drains_answers_what_comes_on_kept_and_on_new_connections
     for stream in [&mut kept, &mut fresh] {
         stream.write_all(half).await.unwrap();
     }
-    // Seen by the gateway: answers on another connection come later.
+    // The gateway has seen the message: answers on another connection come later.
     assert!(node.get("a.test", "/").await.starts_with("HTTP/1.1 200"));
     say_drain(&mut node).await;
     let mut late = node.connect().await;
     late.write_all(half).await.unwrap();
-    // A connection that has got an answer, one that has not, and one that comes now.
+    // A connection that has had an answer, one that has not, and a new one.
     for stream in [&mut kept, &mut fresh, &mut late] {
         stream.write_all(rest).await.unwrap();
         let answer = read_all(stream).await;
@@ -270,7 +270,7 @@ async fn a_caller_that_comes_while_there_is_no_gateway_is_answered_by_the_next_o
     let mut stream = TcpStream::connect(&address).await.unwrap();
     stream.write_all(GET).await.unwrap();
 
-    // The next one knows no route at first, and refuses nobody for that.
+    // The next gateway knows no route at first, and refuses no caller for that.
     let mut start = start();
     start.load_wait_ms = 600_000;
     let mut node = Node::start_unloaded(start, &sockets).await;
@@ -339,7 +339,7 @@ async fn draining_ends_with_the_grace_time() {
 }
 
 #[tokio::test]
-async fn what_keeps_it_from_starting_is_said_and_has_its_exit_code() {
+async fn a_failed_start_is_reported_and_has_its_exit_code() {
     let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = held.local_addr().unwrap().to_string();
     let listener = |address: &str, tls| {
@@ -379,7 +379,7 @@ async fn what_keeps_it_from_starting_is_said_and_has_its_exit_code() {
 }
 
 #[tokio::test]
-async fn what_is_no_message_is_skipped_and_callers_are_served() {
+async fn invalid_control_packets_are_skipped_and_callers_are_served() {
     let node = Node::with_route().await;
     for bytes in [&b"garbage"[..], &[0; 100_000]] {
         rustix::net::send(&node.socket, bytes, rustix::net::SendFlags::empty()).unwrap();

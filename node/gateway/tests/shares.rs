@@ -1,6 +1,6 @@
-//! One greedy side and one modest side: connections of source networks, requests of tenants.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
-#![allow(clippy::print_stderr, reason = "says what was skipped and measured")]
+//! One greedy side and one modest side: connections of source networks, and requests of tenants.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![allow(clippy::print_stderr, reason = "prints what was skipped and measured")]
 
 mod harness;
 
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 const GET: &str = "GET /next HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n";
 
-/// A connection from an address of this machine's own, all of 127.0.0.0/8.
+/// Connects from an address of this machine, all of 127.0.0.0/8.
 async fn connect_from(node: &Node, address: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket
@@ -35,7 +35,7 @@ async fn get_from(node: &Node, address: &str) -> (String, Duration) {
     (read_all(&mut stream).await, started.elapsed())
 }
 
-/// Enough descriptors for so many connections of this test, or a reason to skip it.
+/// Whether this test can have so many descriptors; prints why not.
 fn has_descriptors(wanted: u64) -> bool {
     let most = casemate_sandbox::raise_descriptors().unwrap();
     if most < wanted {
@@ -44,7 +44,7 @@ fn has_descriptors(wanted: u64) -> bool {
     most >= wanted
 }
 
-/// No connection leaves by itself within the test.
+/// Time limits so long that no connection is closed within the test.
 fn patient(max_connections: u32, connections_per_network: u32) -> Start {
     Start {
         max_connections,
@@ -63,7 +63,7 @@ async fn thousands_of_slow_connections_from_one_network_delay_no_caller_of_anoth
     if !has_descriptors(3500) {
         return;
     }
-    // Both with a share for each network, and where one network may have all places.
+    // First with a share for each network, then with one network allowed all slots.
     for per_network in [250, 1000] {
         let node = Node::with_start(patient(1000, per_network)).await;
         tokio::spawn(work(node.worker("f", 1, 64).await, describe));
@@ -93,7 +93,7 @@ async fn connections_that_have_asked_once_hold_no_more_than_their_networks_share
     let node = Node::with_start(patient(64, 16)).await;
     tokio::spawn(work(node.worker("f", 1, 64).await, describe));
     let mut held = Vec::new();
-    // More than all places: those beyond the share of the network wait, and delay nobody else.
+    // More than all slots: those beyond the share of the network wait, and delay no other network.
     for _ in 0..80 {
         let mut stream = connect_from(&node, "127.0.1.1").await;
         stream
@@ -155,7 +155,7 @@ async fn a_greedy_tenant_has_its_share_of_requests_and_a_modest_one_is_served() 
         ..start()
     };
     let mut node = Node::start(start).await;
-    // The greedy tenant has two functions without workers: what asks for them stays in flight.
+    // The greedy tenant has two functions without workers: requests for them stay in flight.
     node.say(route("f", &["a.test"], perimeter())).await;
     node.say(route("g", &["g.test"], perimeter())).await;
     route_and_worker(&node, 9, "m", "m.test", 77).await;
@@ -179,12 +179,12 @@ async fn a_greedy_tenant_has_its_share_of_requests_and_a_modest_one_is_served() 
         answer.starts_with("HTTP/1.1 503")
             && answer.contains("too_many_requests")
             && answer.contains("retry-after: 1\r\n"),
-        "one tenant's functions share its places: {answer}"
+        "one tenant's functions share its slots: {answer}"
     );
     for _ in 0..50 {
         assert!(node.get("m.test", "/next").await.contains("/next"));
     }
-    // And the places come back.
+    // The slots become free again.
     drop(greedy);
     tokio::spawn(work(node.worker("f", 1, 64).await, describe));
     node.settle().await;

@@ -1,20 +1,21 @@
-//! What may fail while a program closes itself in: one variant a step, for the step is what an operator needs to know.
+//! Failures while a program closes its sandbox: one variant a step, because the operator needs to
+//! know the step.
 
 use rustix::io::Errno;
 
-/// A step of closing in that failed. The program must not go on.
+/// A step of closing the sandbox that failed. The program must not continue.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     /// A file of /proc that describes us.
     #[error("cannot read {path}")]
     Proc {
-        /// Which one.
+        /// The path.
         path: &'static str,
         /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// Landlock and the capabilities are a thread's own.
+    /// Landlock and the capabilities apply to one thread each.
     #[error("expected to be the only thread, but there are {0}")]
     Threads(usize),
     /// prctl(PR_SET_NO_NEW_PRIVS).
@@ -47,7 +48,7 @@ pub enum SandboxError {
     /// A path for Landlock.
     #[error("cannot open {path} for Landlock")]
     LandlockPath {
-        /// Which one.
+        /// The path.
         path: std::path::PathBuf,
         /// The cause.
         #[source]
@@ -56,7 +57,7 @@ pub enum SandboxError {
     /// setrlimit(2).
     #[error("cannot limit {limit}")]
     Rlimit {
-        /// Its name.
+        /// The name of the limit.
         limit: &'static str,
         /// The cause.
         #[source]
@@ -77,7 +78,7 @@ pub enum SandboxError {
     /// seccomp(2).
     #[error("cannot install the system call filter")]
     Seccomp(#[source] std::io::Error),
-    /// seccomp(2): a thread has a filter of its own.
+    /// seccomp(2) on another thread, which has a filter of its own.
     #[error("cannot install the system call filter on thread {0}")]
     SeccompThread(i64),
 }

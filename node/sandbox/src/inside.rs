@@ -1,4 +1,4 @@
-//! Closing in: what a program does to itself, as straight lists.
+//! Closing the sandbox: what a program does to itself, as straight lists.
 
 use std::fs;
 use std::path::Path;
@@ -17,15 +17,17 @@ use crate::launch::KEPT_VARIABLES;
 use crate::layers::{self, report};
 use crate::{LayerReport, Profile, SandboxError, isolation, speculation, syscalls};
 
-/// Descriptors of a worker: standard ones, control, two channels, the runtime's, the files that V8 and we hold, and a
-/// good reserve. Beyond it the kernel refuses descriptors that somebody floods us with.
+/// Descriptors of a worker: standard ones, control, two channels, the runtime's, the files that V8
+/// and we hold, and a large reserve. Beyond this the kernel refuses further descriptors, such as
+/// those of a flood.
 const WORKER_DESCRIPTORS_MAX: u64 = 64;
 
-/// Descriptors of anybody else: more than a full vault holds (32 connections that wait in each of 1024 pools, calls, a channel
-/// for each of some thousand workers), and few enough that a leak meets it before the machine suffers.
+/// Descriptors of any other program: more than a full vault holds (32 idle connections in each of
+/// 1024 pools, calls, a channel for each of some thousand workers), and few enough that a leak
+/// fails before the machine suffers.
 const DESCRIPTORS_MAX: u64 = 64 * 1024;
 
-/// The newest Landlock that we know how to use; older kernels are asked for what they have.
+/// The newest Landlock version that we use; of older kernels we use what they have.
 const LANDLOCK_ABI: ABI = ABI::V7;
 
 /// What a program may do below a path after [`close_with`].
@@ -33,28 +35,29 @@ const LANDLOCK_ABI: ABI = ABI::V7;
 pub enum Access {
     /// Read files and list folders.
     Read,
-    /// Everything but execute.
+    /// Everything except execute.
     ReadWrite,
 }
 
-/// The first half for a worker: to be called first of all in `main`, before V8 and any thread.
+/// The first half for a worker: call it first of all in `main`, before V8 and any thread.
 ///
-/// When it returns, the root is empty: what is needed of the file system has to be in memory or open. The environment
-/// holds the variables that start with `CASEMATE_LOG`, and no others.
+/// When it returns, the root is empty: all files that are needed later must be in memory or open.
+/// The environment holds only the variables that start with `CASEMATE_LOG`.
 ///
 /// The reports name every layer but `seccomp`, which [`close`] adds.
 ///
 /// # Errors
-/// A step that the kernel offers and refuses us. Layers that it does not offer are reported instead.
+/// A step that the kernel offers failed. Layers that the kernel does not offer are reported
+/// instead.
 pub fn before_engine() -> Result<Vec<LayerReport>, SandboxError> {
-    // Landlock and capabilities are a thread's own, so a second thread would stay outside; and clearing the environment
-    // is sound only if nobody else reads it.
+    // Landlock and capabilities apply to one thread each, so a second thread would stay outside;
+    // and clearing the environment is sound only if no other thread reads it.
     let threads = threads()?;
     if threads != 1 {
         return Err(SandboxError::Threads(threads));
     }
 
-    // While /proc is there and before the variable with the outer namespaces goes.
+    // While /proc is there, and before the variable with the outer namespaces is removed.
     let mut reports = layers::status();
 
     syscalls::clear_environment(|name| name.starts_with(KEPT_VARIABLES));
@@ -62,7 +65,8 @@ pub fn before_engine() -> Result<Vec<LayerReport>, SandboxError> {
     thread::set_no_new_privs(true).map_err(SandboxError::NoNewPrivs)?;
     layers::replace(&mut reports, report("no_new_privs", true, "set"));
 
-    // Needs the capability that launch leaves us within our namespaces; never in the namespace of somebody else.
+    // Needs the capability that launch leaves us within our namespaces; never done in a namespace
+    // of another process.
     let own_mounts = reports
         .iter()
         .any(|report| report.layer == "mount" && report.in_force);
@@ -74,7 +78,7 @@ pub fn before_engine() -> Result<Vec<LayerReport>, SandboxError> {
     drop_capabilities()?;
     layers::replace(&mut reports, report("capabilities", true, "none"));
 
-    // After the root: a thread under Landlock mounts nothing.
+    // After the root, because a thread under Landlock cannot mount.
     layers::replace(&mut reports, restrict(Profile::Worker, &[])?);
 
     layers::replace(&mut reports, limit_worker()?);
@@ -89,7 +93,7 @@ pub fn before_engine() -> Result<Vec<LayerReport>, SandboxError> {
     Ok(reports)
 }
 
-/// The second half for a worker, and the whole for a program that needs no file any more.
+/// The second half for a worker, and the whole for a program that needs no files any more.
 ///
 /// # Errors
 /// As [`close_with`].
@@ -97,23 +101,27 @@ pub fn close(profile: Profile) -> Result<Vec<LayerReport>, SandboxError> {
     close_with(profile, &[])
 }
 
-/// Closes this process in, for good, leaving it the files below `paths`; paths that do not exist are passed over.
+/// Closes this process's sandbox for good, leaving it the files below `paths`; paths that do not
+/// exist are skipped.
 ///
-/// For a worker, the second half after [`before_engine`]: `paths` has no meaning, and the one report is of `seccomp`. For
-/// everybody else the reports name every layer. Call it before threads are started: with threads, Landlock and
-/// capabilities are reported as not in force, because the other threads do not have them.
+/// For a worker, this is the second half after [`before_engine`]: `paths` has no meaning, and the
+/// only report is that of `seccomp`. For every other program the reports name every layer. Call it
+/// before threads are started: otherwise Landlock and capabilities are reported as not in force,
+/// because the other threads do not have them.
 ///
 /// # Errors
-/// A step that the kernel offers and refuses us. Layers that it does not offer are reported instead.
+/// A step that the kernel offers failed. Layers that the kernel does not offer are reported
+/// instead.
 pub fn close_with(
     profile: Profile,
     paths: &[(&Path, Access)],
 ) -> Result<Vec<LayerReport>, SandboxError> {
     if profile == Profile::Worker {
-        // It is shared with the whole node: who makes it non-blocking, or fills it, stops everybody's log.
+        // Standard error is shared with the whole node: a program that makes it non-blocking, or
+        // fills it, stops all logs.
         rustix::stdio::dup2_stderr(rustix::stdio::stdout()).map_err(SandboxError::StandardError)?;
 
-        // All its threads are there now; a new one would need the filter's consent as well.
+        // All its threads exist now; a new one would need the filter's permission as well.
         limit("processes", Resource::Nproc, 0)?;
         syscalls::install_filter(profile)?;
         return Ok(vec![filtered(profile)]);
@@ -125,7 +133,7 @@ pub fn close_with(
 
     drop_capabilities()?;
 
-    // While /proc is there: Landlock takes it away.
+    // While /proc is readable, before Landlock closes it.
     let mut reports = layers::status();
 
     layers::replace(&mut reports, restrict(profile, paths)?);
@@ -153,18 +161,20 @@ pub fn close_with(
     Ok(reports)
 }
 
-/// Raises the limit of descriptors as far as its hard limit and reason allow; what is in force then.
+/// Raises the limit of descriptors up to its hard limit and [`DESCRIPTORS_MAX`]; returns the limit
+/// in force.
 ///
-/// The soft limit is mostly 1024 for the sake of select(2), which nobody here uses. To be called before the walls close:
-/// no profile lets a program touch its limits. A worker's are lowered instead, by [`before_engine`].
+/// The soft limit is mostly 1024 for the sake of select(2), which no program here uses. Call it
+/// before the sandbox closes, because no profile permits changing limits. A worker's limit is
+/// lowered by [`before_engine`] instead.
 ///
 /// # Errors
-/// The kernel refuses what is within the hard limit.
+/// The kernel refuses a value within the hard limit.
 pub fn raise_descriptors() -> Result<u64, SandboxError> {
     let held = getrlimit(Resource::Nofile);
     let hard = held.maximum.unwrap_or(u64::MAX);
     let current = held.current.unwrap_or(u64::MAX);
-    // An operator who gave more knows why.
+    // A higher limit that an operator has set stays.
     let wanted = current.max(hard.min(DESCRIPTORS_MAX));
     if wanted > current {
         let raised = Rlimit {
@@ -179,7 +189,7 @@ pub fn raise_descriptors() -> Result<u64, SandboxError> {
     Ok(wanted)
 }
 
-/// Reads these layers again; none of them is read from /proc.
+/// Updates the reports of these layers; none of them is read from /proc.
 fn refresh(reports: &mut [LayerReport], names: &[&str]) {
     let settled = layers::status().into_iter();
     for report in settled.filter(|report| names.contains(&report.layer.as_str())) {
@@ -195,7 +205,8 @@ fn threads() -> Result<usize, SandboxError> {
     threads.ok_or_else(|| unreadable(std::io::ErrorKind::InvalidData.into()))
 }
 
-/// Makes an empty, read-only file system the root of our mount namespace and lets go of everything else.
+/// Makes an empty, read-only file system the root of our mount namespace and detaches everything
+/// else.
 fn empty_root() -> Result<LayerReport, SandboxError> {
     let held = thread::capabilities(None).map_err(SandboxError::Capabilities)?;
     if !held.effective.contains(CapabilitySet::SYS_ADMIN) {
@@ -206,7 +217,8 @@ fn empty_root() -> Result<LayerReport, SandboxError> {
         ));
     }
 
-    // One inode, the root's own: not even its owner could make a file. Over /proc, a folder that is certainly there.
+    // A single inode, the root's own, so that no file can be made. Mounted over /proc, a folder
+    // that certainly exists.
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount::mount(
         "none",
@@ -219,7 +231,7 @@ fn empty_root() -> Result<LayerReport, SandboxError> {
 
     process::chdir("/proc").map_err(SandboxError::EnterEmptyRoot)?;
 
-    // With both arguments the same, the old root comes to lie over the new one.
+    // With equal arguments, the old root is mounted over the new one.
     process::pivot_root(".", ".").map_err(SandboxError::PivotRoot)?;
     mount::unmount(".", UnmountFlags::DETACH).map_err(SandboxError::UnmountOldRoot)?;
 
@@ -227,7 +239,7 @@ fn empty_root() -> Result<LayerReport, SandboxError> {
     Ok(report("mount", true, "own namespace with an empty root"))
 }
 
-/// None in any set, and none to come back by an exec.
+/// Drops the capabilities from every set, so that no exec can restore them.
 fn drop_capabilities() -> Result<(), SandboxError> {
     match thread::clear_ambient_capability_set() {
         // A kernel before 4.3 has no such set.
@@ -235,12 +247,13 @@ fn drop_capabilities() -> Result<(), SandboxError> {
         Err(error) => return Err(SandboxError::AmbientCapabilities(error)),
     }
 
-    // Needs a capability itself, so it comes before the others go; without it, no_new_privs does the same.
+    // Needs a capability itself, so it comes before the others are dropped; without it,
+    // no_new_privs has the same effect.
     let held = thread::capabilities(None).map_err(SandboxError::Capabilities)?;
     if held.effective.contains(CapabilitySet::SETPCAP) {
         for capability in CapabilitySet::all().iter() {
             match thread::remove_capability_from_bounding_set(capability) {
-                // Not known to this kernel.
+                // This kernel does not know the capability.
                 Ok(()) | Err(Errno::INVAL) => {}
                 Err(error) => return Err(SandboxError::BoundingCapabilities(error)),
             }
@@ -256,8 +269,8 @@ fn drop_capabilities() -> Result<(), SandboxError> {
     thread::set_capabilities(None, sets).map_err(SandboxError::Capabilities)
 }
 
-/// Landlock: no file but those below `paths`; for who has no business with the network, no TCP; no signal or abstract
-/// socket beyond ourselves.
+/// Landlock: no files except those below `paths`; no TCP for programs that need no network; no
+/// signal or abstract socket to other processes.
 fn restrict(profile: Profile, paths: &[(&Path, Access)]) -> Result<LayerReport, SandboxError> {
     let mut rules = Ruleset::default().handle_access(AccessFs::from_all(LANDLOCK_ABI))?;
     if matches!(profile, Profile::Worker | Profile::Gateway) {
@@ -299,7 +312,8 @@ fn restrict(profile: Profile, paths: &[(&Path, Access)]) -> Result<LayerReport, 
     })
 }
 
-/// `RLIMIT_FSIZE` is not among them: zero breaks a log that is a file, and a worker has no other file to write.
+/// `RLIMIT_FSIZE` is not among them: zero would break a log that is a file, and a worker has no
+/// other file to write.
 fn limit_worker() -> Result<LayerReport, SandboxError> {
     limit("core files", Resource::Core, 0)?;
     limit("open files", Resource::Nofile, WORKER_DESCRIPTORS_MAX)?;
@@ -313,7 +327,7 @@ fn limit_worker() -> Result<LayerReport, SandboxError> {
     ))
 }
 
-/// Never raises: a lower hard limit stays.
+/// Never raises a limit: a lower hard limit stays.
 fn limit(name: &'static str, resource: Resource, value: u64) -> Result<(), SandboxError> {
     let value = getrlimit(resource)
         .maximum

@@ -1,4 +1,5 @@
-//! Two layers that a process asks for itself: a processor core apart from others, and memory that stays out of swap.
+//! Two layers that a process requests for itself: a processor core apart from others, and memory
+//! that is never swapped out.
 
 use rustix::io::Errno;
 use rustix::mm::{MlockAllFlags, mlockall};
@@ -8,8 +9,9 @@ use rustix::thread::{CoreSchedulingScope, core_scheduling_cookie, create_core_sc
 use crate::layers::report;
 use crate::{LayerReport, SandboxError};
 
-/// Asks that no other process runs on the sibling hyperthread of this one: siblings share the caches and buffers that
-/// speculation leaks through. Threads that start later inherit it, so that a process calls this with one thread.
+/// Requests that no other process runs on the sibling hyperthread of this one: siblings share the
+/// caches and buffers through which speculation leaks. Threads that start later inherit it, so call
+/// it while the process has one thread.
 pub(crate) fn schedule_apart() -> Result<LayerReport, SandboxError> {
     let scope = CoreSchedulingScope::ThreadGroup;
     match create_core_scheduling_cookie(getpid(), scope) {
@@ -28,22 +30,23 @@ pub(crate) fn schedule_apart() -> Result<LayerReport, SandboxError> {
 fn describe_refusal(errno: Errno) -> Result<LayerReport, SandboxError> {
     let name = "core_scheduling";
     match errno {
-        // The kernel sees one thread in each core, so that no other process can run beside this one.
+        // The kernel sees one thread in each core, so no other process can run beside this one.
         Errno::NODEV => Ok(report(
             name,
             true,
             "not needed: the kernel sees no hyperthreads",
         )),
-        // Older than 5.14, or without CONFIG_SCHED_CORE.
+        // The kernel is older than 5.14, or lacks CONFIG_SCHED_CORE.
         Errno::INVAL => Ok(report(name, false, "not in this kernel")),
         other => Err(SandboxError::CoreScheduling(other)),
     }
 }
 
-/// Keeps all memory of this process out of swap, what it has and what it will have, without making pages present that
-/// the process has not touched.
+/// Keeps all memory of this process out of swap, present and future, without making pages present
+/// that the process has not touched.
 ///
-/// Only with an unlimited `RLIMIT_MEMLOCK`: behind a limit, a later mapping would fail instead, in the middle of a call.
+/// Only with an unlimited `RLIMIT_MEMLOCK`: with a limit, a later mapping would fail in the middle
+/// of a call.
 pub(crate) fn lock_memory() -> Result<LayerReport, SandboxError> {
     let name = "memory_lock";
     if let Some(bytes) = getrlimit(Resource::Memlock).current {

@@ -1,4 +1,4 @@
-//! What is in force: read from the kernel, and said in words.
+//! The layers in force: read from the kernel, and described in words.
 
 use std::fs;
 use std::path::Path;
@@ -38,10 +38,10 @@ const NAMESPACES: [(&str, &str); 6] = [
     ("uts", "uts"),
 ];
 
-/// What the operator requires and `layers` do not have in force.
+/// Layers that the operator requires and that are not in force.
 ///
 /// # Errors
-/// A required layer that does not exist; nothing can be said then.
+/// A required layer does not exist, so the requirement cannot be checked.
 pub fn missing(require: &[String], layers: &[LayerReport]) -> Result<Vec<String>, UnknownLayer> {
     if let Some(unknown) = require.iter().find(|name| !LAYERS.contains(&name.as_str())) {
         return Err(UnknownLayer(unknown.clone()));
@@ -63,8 +63,8 @@ pub fn missing(require: &[String], layers: &[LayerReport]) -> Result<Vec<String>
 #[error("no layer is called {0:?}; the layers are {list}", list = LAYERS.join(", "))]
 pub struct UnknownLayer(pub String);
 
-/// What the kernel says of this thread and process at this moment, one report a layer. Needs /proc;
-/// what cannot be read is not in force.
+/// The kernel's answers for this thread at this moment, one report a layer. Needs /proc; a layer
+/// that cannot be read counts as not in force.
 pub fn status() -> Vec<LayerReport> {
     let text = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let mut reports = NAMESPACES
@@ -100,7 +100,7 @@ pub(crate) fn report(layer: &str, in_force: bool, detail: impl Into<String>) -> 
     }
 }
 
-/// Puts `newer` into `reports` in the place of what stands there under its name.
+/// Replaces the report of the same layer in `reports` by `newer`.
 pub(crate) fn replace(reports: &mut [LayerReport], newer: LayerReport) {
     if let Some(older) = reports
         .iter_mut()

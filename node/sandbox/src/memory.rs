@@ -1,19 +1,20 @@
-//! How much memory the workers of a node may have together: what launch limits their cgroup to, and what the supervisor
-//! admits workers against.
+//! The memory that the workers of a node may use together: launch limits their cgroup to it, and
+//! the supervisor admits workers against it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// One part in so many of the machine's memory stays with the kernel and the node's own programs.
+/// The part of the machine's memory, one in so many, that is reserved for the kernel and the node's
+/// own programs.
 const RESERVE_ONE_IN: u64 = 8;
-/// The least that stays, MiB: a vault and a gateway under load, and page cache for their files.
+/// The smallest reserve, MiB: a vault and a gateway under load, and page cache for their files.
 const RESERVE_MIN_MIB: u64 = 256;
 /// Where hierarchies are mounted by convention.
 const MOUNT: &str = "/sys/fs/cgroup";
 
-/// MiB that the workers of this machine may occupy together; `None` where /proc says nothing about its memory. A limit on
-/// this process's own cgroup, as in a container, counts like the machine's memory. Reads files, so it belongs before the
-/// walls.
+/// MiB that the workers of this machine may use together; `None` where /proc does not report the
+/// machine's memory. A limit on this process's own cgroup, as in a container, counts like the
+/// machine's memory. Reads files, so call it before the sandbox closes.
 pub fn workers_memory_mib() -> Option<u32> {
     let machine = parse_total(&fs::read_to_string("/proc/meminfo").ok()?)?;
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -21,7 +22,7 @@ pub fn workers_memory_mib() -> Option<u32> {
     Some(without_reserve(machine.min(limit >> 20)))
 }
 
-/// What is left of so many MiB for workers: all but the reserve, and at least half.
+/// Memory of so many MiB that is left for workers: all but the reserve, and at least half.
 fn without_reserve(mib: u64) -> u32 {
     let reserve = (mib / RESERVE_ONE_IN).max(RESERVE_MIN_MIB).min(mib / 2);
     u32::try_from(mib - reserve).unwrap_or(u32::MAX)
@@ -36,7 +37,8 @@ fn parse_total(meminfo: &str) -> Option<u64> {
     Some(kib >> 10)
 }
 
-/// The lowest memory limit on this process's cgroup and those above it, bytes. `own` is the text of /proc/self/cgroup.
+/// The lowest memory limit on this process's cgroup and those above it, bytes. `own` is the text of
+/// /proc/self/cgroup.
 fn cgroup_limit(mount: &Path, own: &str) -> Option<u64> {
     let mut limits = Vec::new();
     for line in own.lines() {
@@ -52,7 +54,7 @@ fn cgroup_limit(mount: &Path, own: &str) -> Option<u64> {
         };
         let mut folder = PathBuf::from(path.trim_start_matches('/'));
         loop {
-            // `max` of version 2 is no number.
+            // `max` of version 2 does not parse as a number.
             let text = fs::read_to_string(root.join(&folder).join(file)).unwrap_or_default();
             limits.extend(text.trim().parse::<u64>());
             if !folder.pop() {

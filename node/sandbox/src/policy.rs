@@ -9,20 +9,20 @@ pub struct Call {
     pub name: &'static str,
     /// Its number on this architecture.
     pub number: i64,
-    /// What becomes of it.
+    /// The verdict of the policy.
     pub verdict: Verdict,
     /// Why the program needs it.
     pub why: &'static str,
 }
 
-/// What a policy says of a call. Calls that it does not name kill the process.
+/// A policy's verdict on a call. Calls that the policy does not name kill the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Goes through.
+    /// The call is permitted.
     Allowed,
-    /// Goes through with the listed arguments, and kills the process otherwise.
+    /// The call is permitted with the listed arguments, and kills the process otherwise.
     AllowedForSomeArguments,
-    /// Fails with ENOSYS.
+    /// The call fails with ENOSYS.
     NoSuchCall,
 }
 
@@ -90,8 +90,8 @@ mod tests {
         }
     }
 
-    /// Never for anybody, whatever a policy file comes to say: ways to gain privilege, to start programs, to reach into
-    /// other processes, and large attack surfaces of the kernel.
+    /// Calls that no policy may ever permit: ways to gain privilege, to start programs, to reach
+    /// into other processes, and large attack surfaces of the kernel.
     #[test]
     fn no_policy_lets_through_what_no_program_of_ours_needs() {
         let never = [

@@ -1,9 +1,10 @@
-//! The speculation layer: what the processor, the kernel and this process do about speculative side channels.
+//! The speculation layer: the mitigations of processor, kernel and this process against speculative
+//! side channels.
 //!
 //! Two sources are combined. `PR_GET_SPECULATION_CTRL` answers for this process, and
-//! `/sys/devices/system/cpu/vulnerabilities` answers for the machine. Neither is enough alone: under a hypervisor that
-//! hides the processor's control bits, the former says that speculation is enabled without control, and only the latter
-//! says whether the machine is vulnerable because of that.
+//! `/sys/devices/system/cpu/vulnerabilities` answers for the machine. Neither suffices alone: under
+//! a hypervisor that hides the processor's control bits, the former reports speculation as enabled
+//! without control, and only the latter shows whether the machine is vulnerable because of that.
 
 use std::fs;
 use std::path::Path;
@@ -33,48 +34,50 @@ const FEATURES: [(&str, &str, SpeculationFeature); 2] = [
     ),
 ];
 
-/// What stands between this process and one kind of speculative side channel, from the best to the worst.
+/// How exposed this process is to one kind of speculative side channel, from the best to the worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Exposure {
     /// The processor does not have the fault.
     NotAffected,
     /// The speculation is off for this process.
     Mitigated,
-    /// The kernel offers no control for a process, and does not call the machine vulnerable.
+    /// The kernel offers no control for a process, and does not report the machine as vulnerable.
     CannotBeControlled,
-    /// The fault is there, and nothing is done about it for this process.
+    /// The machine has the fault, and it is not mitigated for this process.
     Vulnerable,
 }
 
-/// What the kernel says of the machine: the first word of a file of `vulnerabilities`.
+/// The kernel's report about the machine: the first word of a file of `vulnerabilities`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Machine {
     NotAffected,
     Mitigation,
     Vulnerable,
-    /// No such file, no access, or a word that this version does not know.
+    /// The file does not exist or is not readable, or its word is unknown to this version.
     Unknown,
 }
 
-/// What the kernel answers for this process.
+/// The kernel's answer for this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Process {
     /// `PR_SPEC_NOT_AFFECTED`: no bit.
     NotAffected,
     /// `PR_SPEC_DISABLE`, `PR_SPEC_FORCE_DISABLE` or `PR_SPEC_DISABLE_NOEXEC`: the speculation is off.
     Off,
-    /// `PR_SPEC_PRCTL | PR_SPEC_ENABLE`: it is on, and this process could turn it off.
+    /// `PR_SPEC_PRCTL | PR_SPEC_ENABLE`: the speculation is on, and this process could turn it off.
     OnWithControl,
     /// `PR_SPEC_ENABLE` alone: the processor has the fault, the speculation is on, and there is no control.
     OnWithoutControl,
-    /// The kernel does not know the feature or the call, or answers with bits that this version does not know.
+    /// The kernel does not know the feature or the call, or answers with bits that are unknown to
+    /// this version.
     Unknown,
 }
 
 impl Machine {
     fn parse(text: &str) -> Self {
         let text = text.trim();
-        // `Mitigation: ...; SMT vulnerable` is a mitigation with a hole that another layer closes (core scheduling).
+        // `Mitigation: ...; SMT vulnerable` is a mitigation with a hole that another layer closes
+        // (core scheduling).
         if text.starts_with("Not affected") {
             Self::NotAffected
         } else if text.starts_with("Mitigation") {
@@ -106,8 +109,8 @@ impl Process {
     }
 }
 
-/// Combines both answers. The worse answer counts: a machine that the kernel calls vulnerable is vulnerable whatever the
-/// process has turned off, because the kernel's own memory is then exposed as well.
+/// Combines both answers. The worse answer counts: on a machine that the kernel calls vulnerable,
+/// the kernel's own memory is exposed, whatever the process has turned off.
 fn decide(machine: Machine, process: Process) -> Exposure {
     match (machine, process) {
         (Machine::Vulnerable, _) => Exposure::Vulnerable,
@@ -115,10 +118,10 @@ fn decide(machine: Machine, process: Process) -> Exposure {
         (Machine::Mitigation | Machine::Unknown, Process::NotAffected) => Exposure::NotAffected,
         (Machine::Mitigation | Machine::Unknown, Process::Off) => Exposure::Mitigated,
         (Machine::Mitigation | Machine::Unknown, Process::OnWithControl) => Exposure::Vulnerable,
-        // The kernel mitigates by other means, or says nothing at all about the fault.
+        // The kernel mitigates by other means, or reports nothing about the fault.
         (Machine::Mitigation, Process::OnWithoutControl | Process::Unknown)
         | (Machine::Unknown, Process::Unknown) => Exposure::CannotBeControlled,
-        // Affected, on, and no word of a mitigation.
+        // The processor is affected, the speculation is on, and no mitigation is reported.
         (Machine::Unknown, Process::OnWithoutControl) => Exposure::Vulnerable,
     }
 }
@@ -138,7 +141,8 @@ impl Exposure {
     }
 }
 
-/// Turns the speculation off for good, as far as the processor and the kernel can; [`status`] reads the outcome.
+/// Turns the speculation off for good, as far as the processor and the kernel allow; [`status`]
+/// reads the outcome.
 pub(crate) fn mitigate() {
     for (_, _, feature) in FEATURES {
         if let Err(error) =
@@ -149,7 +153,8 @@ pub(crate) fn mitigate() {
     }
 }
 
-/// The layer's report. The first call reads files below /sys, so it belongs before the walls; later calls need none.
+/// The layer's report. The first call reads files below /sys, so make it before the sandbox closes;
+/// later calls read none.
 pub(crate) fn status() -> LayerReport {
     static MACHINE: OnceLock<[Machine; FEATURES.len()]> = OnceLock::new();
     let machine = MACHINE.get_or_init(|| machine(Path::new(VULNERABILITIES)));
@@ -195,7 +200,7 @@ mod tests {
         use Exposure::{
             CannotBeControlled as Cannot, Mitigated, NotAffected as Not, Vulnerable as Vuln,
         };
-        // The columns are the machines above.
+        // The columns are the values of `machine` above.
         let table = [
             (Process::NotAffected, [Not, Not, Vuln, Not]),
             (Process::Off, [Not, Mitigated, Vuln, Mitigated]),
@@ -257,7 +262,7 @@ mod tests {
         }
     }
 
-    /// A hypervisor that hides the control bits of the processor.
+    /// A hypervisor hides the control bits of the processor.
     #[test]
     fn behind_a_hypervisor_without_the_bits_the_status_says_vulnerable() {
         let folder = tempfile::tempdir().unwrap();

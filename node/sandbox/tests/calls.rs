@@ -1,6 +1,6 @@
-//! A hostile native program under each profile: what it reaches is what the policy says, call by call.
+//! A hostile native program under each profile: the calls that it can make are those of the policy.
 
-#![allow(clippy::print_stdout)] // Tests say what they skip.
+#![allow(clippy::print_stdout)] // Tests print what they skip.
 
 mod probe;
 
@@ -15,8 +15,8 @@ const ALL: [(&str, Profile); 4] = [
     ("worker", Profile::Worker),
 ];
 
-/// uretprobe and uprobe: newer kernels let them past every filter, for they do nothing but where a tracer of the machine
-/// has set a probe; elsewhere the one ends the process and the other fails.
+/// uretprobe and uprobe: newer kernels exempt them from every filter, because they act only where a
+/// tracer of the machine has set a probe; elsewhere the one ends the process and the other fails.
 const PAST_EVERY_FILTER: [(i64, &str); 2] = [(335, "signal 4"), (336, "returned")];
 
 fn outcomes(arguments: &[&str]) -> BTreeMap<i64, String> {
@@ -72,7 +72,7 @@ fn the_32_bit_entry_with_its_other_numbers_is_closed() {
     }
 }
 
-/// `call` with `arguments` (the others are -1) under the profile.
+/// The outcome of `call` with `arguments` (the others are -1) under the profile.
 fn outcome(name: &str, call: i64, arguments: &[i64]) -> String {
     let arguments: Vec<_> = arguments.iter().map(ToString::to_string).collect();
     outcomes(&["call", name, &format!("{call}:{}", arguments.join(","))])
@@ -139,7 +139,8 @@ fn a_closed_gateway_still_serves_on_the_ports_that_it_bound() {
     assert_eq!(probe::run(&["serve", "gateway"]).trim(), "served");
 }
 
-/// A listener that is shut down is a socket like any other, and MSG_FASTOPEN would connect it: no `connect` in sight.
+/// A listener that is shut down is an ordinary socket, and MSG_FASTOPEN would connect it without a
+/// call of `connect`.
 #[test]
 fn a_gateway_cannot_dial_out_with_a_listener_it_has() {
     let flags = |call, index: usize, flags: i32| {
@@ -155,7 +156,7 @@ fn a_gateway_cannot_dial_out_with_a_listener_it_has() {
     }
 }
 
-/// The next gateway gets the same listeners: what is set on one stays.
+/// The next gateway gets the same listeners, so an option that is set on one would stay.
 #[test]
 fn a_gateway_leaves_nothing_on_a_listener_for_the_next_one() {
     let set = |level: i32, option: i32| {
@@ -284,7 +285,7 @@ fn each_program_reports_what_it_did_to_itself() {
                 "{name}: {layer}: {text}"
             );
         }
-        // Nobody gave it these.
+        // No starter has given the program these layers.
         for layer in ["user", "pid", "mount", "network", "ipc", "uts", "cgroup"] {
             assert!(
                 reports[layer].starts_with("false"),
@@ -312,7 +313,7 @@ fn as_many_descriptors_as_were_raised_to_can_be_had_behind_the_walls() {
 }
 
 #[test]
-fn half_a_wall_is_not_reported_as_one() {
+fn a_sandbox_of_one_thread_is_not_reported_as_in_force() {
     let lines = probe::run(&["threads-before"]);
     assert_eq!(
         lines.lines().collect::<Vec<_>>(),

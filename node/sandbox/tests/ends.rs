@@ -1,4 +1,4 @@
-//! `casemate-launch` and what it started: all ends in order, whoever goes first.
+//! `casemate-launch` and its children: every end is orderly, whichever process ends first.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // The functions beside the tests are tests too.
 
@@ -45,7 +45,8 @@ fn a_supervisor_that_sends_garbage_ends_everything() {
 fn a_flood_of_commands_and_a_supervisor_that_reads_nothing_stop_nothing() {
     let mut node = Node::start(USERS[0]);
     let file = std::fs::File::open("/dev/null").unwrap();
-    // More refusals than the socket and the queue hold: launch stops reading rather than growing or blocking.
+    // More refusals than the socket and the queue hold: launch stops reading, and neither grows nor
+    // blocks.
     let mut sent = 0;
     while sent < 100_000
         && node
@@ -101,7 +102,11 @@ fn sighup_goes_to_the_supervisor_and_ends_nothing() {
     node.signal(libc::SIGHUP);
     node.child(1, Program::Worker);
     node.signal(libc::SIGTERM);
-    assert_eq!(node.exit_code(), Some(64), "the supervisor heard of both");
+    assert_eq!(
+        node.exit_code(),
+        Some(64),
+        "the supervisor got both signals"
+    );
 }
 
 #[test]
@@ -124,12 +129,12 @@ fn a_supervisor_that_is_killed_has_a_successor_that_adopts_its_children() {
         ] {
             node.lasting_child(id, program);
         }
-        // One of which launch has only the child's end ends with the supervisor.
+        // A child of which launch has only the child's end of the socket ends with the supervisor.
         let (short, _) = node.child(4, Program::Worker);
         let note = [7; NOTE_BYTES];
         node.send(Command::Note { id: 1, note }, None);
         node.send(assign(1, MEMORY_MIB, 9, MEMORY_MIB), None);
-        // Obeyed in order.
+        // Commands are carried out in order.
         drop(node.child(5, Program::Worker));
         node.event();
         for death in 1..=3 {
@@ -148,7 +153,7 @@ fn a_supervisor_that_is_killed_has_a_successor_that_adopts_its_children() {
                 else {
                     panic!("{user:?}, {death}: {event:?}");
                 };
-                // It has noticed nothing, and hears the new supervisor.
+                // The child has noticed nothing, and receives messages of the new supervisor.
                 order(&control, "eat 0");
                 assert_eq!(told(&control), "ate 0", "{user:?}, {death}: {program:?}");
                 adopted.push((
@@ -171,7 +176,7 @@ fn a_supervisor_that_is_killed_has_a_successor_that_adopts_its_children() {
                 assert!(node::is_closed(&short));
             }
         }
-        // Its own wish ends everything as ever.
+        // The supervisor's own exit ends everything, as before.
         node.end_supervisor(64);
         assert_eq!(node.exit_code(), Some(64));
         assert_eq!(node.groups(), [""; 0]);
@@ -186,7 +191,7 @@ fn a_supervisor_that_crashes_again_and_again_ends_everything() {
         node.kill_supervisor();
         node.adopted();
     }
-    // As a program that has panicked.
+    // The exit code of a program that has panicked.
     node.end_supervisor(101);
     assert_eq!(node.exit_code(), Some(70));
 }

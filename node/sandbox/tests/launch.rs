@@ -1,5 +1,6 @@
-//! `casemate-launch` with hostile programs in the place of ours: what each finds around itself, and how they end.
-//! As root every program has a user of its own; as nobody there are user namespaces only.
+//! `casemate-launch` with hostile programs in the place of ours: the environment of each, and how
+//! they end. As root every program has a user of its own; as nobody only user namespaces separate
+//! them.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // The functions beside the tests are tests too.
 
@@ -47,7 +48,7 @@ fn as_root_each_program_has_its_own_user_and_no_capability() {
             assert_eq!(value(facts, set), "0000000000000000", "{set}");
         }
     }
-    // CAP_NET_BIND_SERVICE, until its ports are bound.
+    // CAP_NET_BIND_SERVICE, until the gateway's ports are bound.
     assert_eq!(value(&gateway, "CapEff"), "0000000000000400");
     assert_eq!(value(&gateway, "CapBnd"), "0000000000000400");
 }
@@ -133,7 +134,8 @@ fn a_worker_empties_its_root_and_drops_what_that_took() {
     }
 }
 
-/// Who makes the standard error of a node non-blocking loses log lines for everybody, and ends who does not expect it.
+/// A program that makes the node's standard error non-blocking would lose log lines of other
+/// programs, and end those that do not expect it.
 #[test]
 fn a_worker_cannot_change_what_the_node_logs_to() {
     for user in USERS {
@@ -149,7 +151,7 @@ fn a_worker_cannot_change_what_the_node_logs_to() {
     }
 }
 
-/// Of a process's standard error.
+/// The flags of a process's standard error.
 fn log_flags(pid: u32) -> i32 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/2")).unwrap();
     let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
@@ -157,7 +159,7 @@ fn log_flags(pid: u32) -> i32 {
 }
 
 #[test]
-fn ends_are_told_as_they_were() {
+fn ends_of_children_are_reported_as_they_were() {
     for user in USERS {
         let mut node = Node::start(user);
         let (exits, _) = node.child(1, Program::Worker);
@@ -196,7 +198,7 @@ fn ends_are_told_as_they_were() {
             "{user:?}"
         );
 
-        // Gone already, and never there: nothing is said.
+        // A child that has ended, and one that never existed: no event is sent.
         node.send(Command::Kill { id: 3 }, None);
         node.send(Command::Kill { id: u64::MAX }, None);
         node.child(3, Program::Vault);
@@ -264,7 +266,8 @@ fn a_memory_limit_is_narrowed_while_the_worker_runs_and_never_widened() {
         return;
     }
     let limit = |id, memory_mib| assign(id, memory_mib, 1, 1000);
-    // What each is told, and then cannot have; the first could have half as much again, and the second all that it started with.
+    // Each worker's limit, and the size that then fails; the first worker could use half as much
+    // again before, and the second all of its initial limit.
     let cases = [
         (1, vec![MEMORY_MIB / 2], MEMORY_MIB * 3 / 4),
         (2, vec![MEMORY_MIB * 4], MEMORY_MIB * 2),
@@ -275,7 +278,8 @@ fn a_memory_limit_is_narrowed_while_the_worker_runs_and_never_widened() {
         for memory_mib in limits {
             node.send(limit(id, memory_mib), None);
         }
-        // Commands are obeyed in order: with the answer to the next, these are in force.
+        // Commands are carried out in order: with the answer to the next command, these are in
+        // force.
         drop(node.child(id + 10, Program::Worker));
         let ended = Event::Exited {
             id: id + 10,
@@ -288,7 +292,7 @@ fn a_memory_limit_is_narrowed_while_the_worker_runs_and_never_widened() {
         let end = End::OutOfMemory;
         assert_eq!(node.event(), Event::Exited { id, end });
     }
-    // Nobody's: nothing is said.
+    // No child has this id: the command is ignored.
     node.send(limit(u64::MAX, 1), None);
     node.child(4, Program::Worker);
 }
@@ -351,7 +355,7 @@ fn a_worker_that_forks_without_end_comes_to_its_limit_and_its_children_end_with_
 }
 
 #[test]
-fn what_is_not_to_be_started_is_refused_by_name() {
+fn starts_that_are_not_allowed_are_refused_with_a_reason() {
     let mut node = Node::start(USERS[0]);
     let _vault = node.child(1, Program::Vault);
     let _gateway = node.child(2, Program::Gateway);

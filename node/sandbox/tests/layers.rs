@@ -1,4 +1,5 @@
-//! What each program reports of its walls, held against what this machine offers and what the kernel says from outside.
+//! The layers that each program reports, compared with what this machine offers and with the
+//! kernel's view from outside.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // The functions beside the tests are tests too.
 
@@ -29,7 +30,7 @@ fn a_worker_reports_every_layer_in_force() {
                 "cgroup" => node.has_cgroups(),
                 "speculation" => is_speculation_controllable(),
                 "core_scheduling" => !matches!(own_core_cookie(), Err(Errno::INVAL)),
-                // The vault's alone.
+                // Only the vault has this layer.
                 "memory_lock" => false,
                 _ => true,
             };
@@ -68,7 +69,10 @@ fn workers_and_the_vault_share_a_core_with_nobody_where_the_kernel_can() {
         let pid = Pid::from_raw(pid.cast_signed()).unwrap();
         let cookie = core_scheduling_cookie(pid, CoreSchedulingScope::Thread).unwrap();
         assert_ne!(cookie, 0, "{program:?}");
-        assert!(cookies.insert(cookie), "{program:?}: of somebody else too");
+        assert!(
+            cookies.insert(cookie),
+            "{program:?}: shared with another process"
+        );
     }
 }
 
@@ -99,7 +103,8 @@ fn the_vault_locks_all_its_memory_where_launch_may_let_it() {
     }
 }
 
-/// Whether this machine lets a process turn off each kind of speculation to which the machine is vulnerable.
+/// Whether this machine lets a process turn off each kind of speculation to which the machine is
+/// vulnerable.
 fn is_speculation_controllable() -> bool {
     type State = SpeculationFeatureState;
     let features = [

@@ -1,5 +1,5 @@
-//! A greedy tenant and a modest one on one node, and the node's own programs beside both: who gets what of memory and of the
-//! processors.
+//! A greedy tenant and a modest one on one node, and the node's own programs beside both: how
+//! memory and processors are divided.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // The functions beside the tests are tests too.
 
@@ -15,10 +15,10 @@ use node::{MEMORY_MIB, Node, User, assign, is_root, order, told};
 use rustix::process::Pid;
 use rustix::thread::{CapabilitySet, CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// Memory of a tenant in these tests, MiB: less than its workers may have one by one.
+/// Memory of a tenant in these tests, MiB: less than the sum of its workers' limits.
 const TENANT_MIB: u32 = MEMORY_MIB * 3 / 2;
 
-/// A node with cgroups; `None`, with the reason on standard output, where this machine gives none.
+/// A node with cgroups; `None` where this machine offers none, with the reason on standard output.
 fn node() -> Option<Node> {
     if !is_root() {
         println!("skipped: cgroups need root here");
@@ -32,7 +32,8 @@ fn node() -> Option<Node> {
     Some(node)
 }
 
-/// Waits until launch has obeyed what was sent so far: a child that is started after it has its events after it.
+/// Waits until launch has carried out the earlier commands: the events of a child that is started
+/// now come after theirs.
 fn settle(node: &mut Node, id: u64) {
     drop(node.child(id, Program::Worker));
     let end = End::Exit(0);
@@ -55,7 +56,7 @@ fn a_tenant_that_fills_its_memory_loses_workers_and_nobody_else_does() {
     let (modest, _) = node.child(5, Program::Worker);
     node.send(assign(5, MEMORY_MIB, 2, TENANT_MIB), None);
     settle(&mut node, 6);
-    // Each stays below its own limit; together they are above their tenant's.
+    // Each worker stays below its own limit; together they exceed their tenant's.
     for worker in &greedy {
         order(worker, &format!("hold {}", MEMORY_MIB * 3 / 4));
     }
@@ -73,7 +74,7 @@ fn a_tenant_that_fills_its_memory_loses_workers_and_nobody_else_does() {
     assert_eq!(told(&modest), format!("ate {}", wanted << 20));
 }
 
-/// The same command again, with the worker's own limit as it is.
+/// Sends the same command again, with the worker's own limit unchanged.
 #[test]
 fn a_tenants_limit_changes_under_the_workers_that_it_has() {
     let Some(mut node) = node() else { return };
@@ -96,7 +97,7 @@ fn a_tenants_limit_changes_under_the_workers_that_it_has() {
     assert_eq!(told(&second), format!("ate {}", wanted << 20), "raised");
 }
 
-/// The tenant's limit is lowered with each worker for what that occupied as a spare.
+/// The tenant's limit is lowered with each worker by the memory that the worker used as a spare.
 #[test]
 fn a_tenant_that_uses_what_it_may_gets_another_worker_all_the_same() {
     let Some(mut node) = node() else { return };
@@ -107,7 +108,7 @@ fn a_tenant_that_uses_what_it_may_gets_another_worker_all_the_same() {
     order(&first, &format!("hold {used}"));
     eat(&first, 0);
     assert_eq!(told(&first), "ate 0");
-    // Below what the first one uses, with nothing that could be taken from it.
+    // The limit is below what the first worker uses, and no memory can be reclaimed from it.
     let (second, _, pid) = node.child_with_pid(3, Program::Worker);
     node.send(assign(3, MEMORY_MIB, 1, used - 1), None);
     let version_1 = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
@@ -141,7 +142,7 @@ fn a_worker_of_one_tenant_does_not_move_to_another() {
     order(&worker, "exit 0");
     let end = End::Exit(0);
     assert_eq!(node.event(), Event::Exited { id: 1, end });
-    // With its last worker a tenant's group goes, so that its number can come again.
+    // The tenant's group is removed with its last worker, so that its number can be reused.
     let (_again, _) = node.child(3, Program::Worker);
     node.send(assign(3, MEMORY_MIB, 7, TENANT_MIB), None);
     settle(&mut node, 4);
@@ -180,11 +181,11 @@ fn score_of(process: &str) -> i32 {
     text.unwrap().trim().parse().unwrap()
 }
 
-/// Without a group for each tenant every thread has the same share: one against eight.
+/// Without a group for each tenant, every thread would have the same share: one against eight.
 #[test]
 fn a_tenant_that_spins_in_many_workers_leaves_a_tenant_with_one_its_share() {
     let Some(mut node) = node() else { return };
-    // All on one processor, however many this machine has.
+    // All processes on one processor, however many this machine has.
     let launch = Pid::from_raw(node.pid.cast_signed());
     let allowed = sched_getaffinity(launch).unwrap();
     let first = (0..CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu));
@@ -220,13 +221,13 @@ fn a_tenant_that_spins_in_many_workers_leaves_a_tenant_with_one_its_share() {
             .collect();
         let (modest, greedy) = since.split_last().unwrap();
         let greedy: Duration = greedy.iter().sum();
-        // Many turns of each, however loaded this machine is.
+        // Many time slices of each process, however loaded this machine is.
         if greedy + *modest > Duration::from_millis(800) {
             break (greedy, *modest);
         }
         assert!(
             began.elapsed() < node::PATIENCE * 3,
-            "nobody gets a processor"
+            "neither tenant gets processor time"
         );
     };
     println!("greedy {greedy:?}, modest {modest:?}");

@@ -1,5 +1,5 @@
-//! Listening sockets that `casemate-launch` holds: over the end of supervisors, over its own exec, and over a restart by a
-//! service manager. What is no such socket is not held, whoever sends it.
+//! Listening sockets that `casemate-launch` holds: over the end of supervisors, over its own exec,
+//! and over a restart by a service manager. Other descriptors are not held, whoever sends them.
 
 #![allow(unsafe_code, reason = "descriptors by number, between fork and exec")]
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // The functions beside the tests are tests too.
@@ -26,7 +26,8 @@ fn listener() -> (OwnedFd, SocketAddr) {
     (listener.into(), address)
 }
 
-/// Waits until all that was sent is obeyed: commands are obeyed in order, and this one is answered.
+/// Waits until all earlier commands are carried out: they are handled in order, and this one is
+/// answered.
 fn settle(node: &mut Node) {
     drop(node.child(1 << 40, Program::Worker));
     let ended = node.event();
@@ -65,7 +66,7 @@ fn a_supervisor_that_is_killed_leaves_its_sockets_to_its_successor() {
         node.send(Command::Release { id: 77 }, None);
         node.lasting_child(1, Program::Worker);
         TcpStream::connect(b).expect_err("closed");
-        // In its queue while nobody serves.
+        // A connection in the socket's queue while no program serves it.
         let _waits = TcpStream::connect(a).unwrap();
         for _ in 0..2 {
             node.kill_supervisor();
@@ -79,7 +80,7 @@ fn a_supervisor_that_is_killed_leaves_its_sockets_to_its_successor() {
 }
 
 #[test]
-fn what_is_no_listening_socket_is_not_held_and_neither_is_too_many() {
+fn other_descriptors_and_too_many_sockets_are_not_held() {
     let mut node = Node::start(USERS[0]);
     let (good, address) = listener();
     let null = std::fs::File::open("/dev/null").unwrap();
@@ -100,7 +101,7 @@ fn what_is_no_listening_socket_is_not_held_and_neither_is_too_many() {
     hold(&node, 5, unbound.unwrap());
     hold(&node, 6, &shut);
     hold(&node, 7, &good);
-    // A second one of the number.
+    // A second socket with the same number.
     hold(&node, 7, listener().0);
     settle(&mut node);
     node.kill_supervisor();
@@ -113,7 +114,7 @@ fn what_is_no_listening_socket_is_not_held_and_neither_is_too_many() {
     node.kill_supervisor();
     let all = addresses(&node.held());
     assert_eq!(all.len(), SOCKETS_MAX);
-    // It obeys as before.
+    // Launch accepts commands as before.
     node.child(2, Program::Worker);
 }
 
@@ -139,17 +140,17 @@ fn launch_executes_itself_anew_and_keeps_its_sockets() {
         for time in 1..=3 {
             let before = value(&node.supervisor_facts, "NSpid").to_owned();
             node.signal(libc::SIGUSR2);
-            // A second time while it ends changes nothing, and neither does what else may come then.
+            // A second SIGUSR2 and a SIGHUP during the end change nothing.
             node.signal(libc::SIGUSR2);
             node.signal(libc::SIGHUP);
             node.next_supervisor();
             assert!(node::is_closed(&worker), "{user:?}");
             assert_ne!(value(&node.supervisor_facts, "NSpid"), before);
             let held = node.held();
-            // Numbers are launch's now, the order is as it was.
+            // The numbers are launch's own now, in the same order.
             assert_eq!(addresses(&held), [(1, a), (2, b)], "{user:?}, {time}");
             TcpStream::connect(a).unwrap();
-            // Nothing else has come along.
+            // No other descriptor was passed on.
             assert_eq!(value(&node.supervisor_facts, "descriptors"), "0 1 2 3 4");
             let environment = value(&node.supervisor_facts, "environment");
             assert_eq!(environment, "CASEMATE_LOG CASEMATE_OUTER_NS");
@@ -158,7 +159,7 @@ fn launch_executes_itself_anew_and_keeps_its_sockets() {
         let cgroups = node.groups();
         assert_eq!(cgroups.is_empty(), !node.has_cgroups(), "{cgroups:?}");
         node.signal(libc::SIGTERM);
-        // The supervisor of the test has heard SIGHUP, or has not come to it.
+        // The test's supervisor has handled SIGHUP, or not yet.
         assert!([Some(0), Some(64)].contains(&node.exit_code()), "{user:?}");
         TcpStream::connect(a).expect_err("the sockets end with launch");
         assert_eq!(node.groups(), [""; 0]);
@@ -184,7 +185,7 @@ fn an_upgrade_to_programs_that_are_not_there_does_not_begin() {
     std::fs::rename(&gone, &worker).unwrap();
     node.signal(libc::SIGUSR2);
     node.next_supervisor();
-    // One that is there and is no program: the earlier one goes on.
+    // A file that exists and is not a program: the earlier program continues.
     let launch = programs.join("casemate-launch");
     std::fs::rename(&launch, &gone).unwrap();
     std::fs::write(&launch, "no program").unwrap();
@@ -197,7 +198,7 @@ fn an_upgrade_to_programs_that_are_not_there_does_not_begin() {
     node.child(2, Program::Worker);
 }
 
-/// A message of launch to the service manager: the text, and the descriptors.
+/// A message from launch to the service manager: the text, and the descriptors.
 fn notified(manager: &UnixDatagram) -> (String, Vec<OwnedFd>) {
     let mut bytes = [0; 200];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
@@ -220,8 +221,8 @@ fn notified(manager: &UnixDatagram) -> (String, Vec<OwnedFd>) {
     (text, descriptors)
 }
 
-/// As a service manager passes them: from number 3 on, and to the process whose number the environment says, which a shell
-/// knows before it becomes launch.
+/// Passes descriptors like a service manager: from number 3 on, to the process whose id is in the
+/// environment; a shell knows its id before it executes launch.
 fn pass(command: &mut std::process::Command, sockets: Vec<OwnedFd>) {
     let mut shell = std::process::Command::new("sh");
     shell.args(["-c", r#"LISTEN_PID=$$ exec "$0" "$@""#]);
@@ -233,8 +234,8 @@ fn pass(command: &mut std::process::Command, sockets: Vec<OwnedFd>) {
     shell.stderr(std::process::Stdio::piped());
     /// Above all numbers that are passed.
     const AWAY: i32 = 200;
-    // SAFETY: the closure runs in the new process between fork and exec. It makes system calls with numbers, and touches no
-    // memory but its own.
+    // SAFETY: the closure runs in the new process between fork and exec. It makes system calls with
+    // numbers, and touches no memory of other threads.
     unsafe {
         shell.pre_exec(move || {
             let done = |number: i32| match number {

@@ -1,11 +1,11 @@
 //! The format of the supervisor's folder: bundles, images, and which releases have loaded.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use casemate_config::{EXIT_IO, EXIT_NEWER};
+use casemate_durable::PRIVATE;
 use casemate_trust::format::{Format, MARK, MAX_MARK_BYTES, Marking};
 
 /// What earlier supervisors would misread gets a number of its own, and a fixture.
@@ -38,32 +38,17 @@ pub(crate) fn open(state: &Path) -> Result<(), (u8, String)> {
     })?;
     match marking {
         Marking::Done => Ok(()),
-        Marking::Needed => write(&path).map_err(|error| cannot("write", error)),
+        Marking::Needed => casemate_durable::replace(&path, PRIVATE, &FORMAT.mark())
+            .map_err(|error| cannot("write", error)),
         Marking::Wanted => {
             // On a full disk the node starts all the same; the next start tries again.
-            if let Err(error) = write(&path) {
+            if let Err(error) = casemate_durable::replace(&path, PRIVATE, &FORMAT.mark()) {
                 let path = path.display();
                 tracing::warn!(%path, %error, "could not mark the format of the state folder");
             }
             Ok(())
         }
     }
-}
-
-/// There whole and synced, or not at all.
-fn write(path: &Path) -> io::Result<()> {
-    let temporary = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    file.write_all(&FORMAT.mark())?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    path.parent()
-        .map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Codes of outgoing calls: what a function reads in `error.code`, written once.
+//! Codes of outgoing calls, as a function reads them in `error.code`; defined once, here.
 //!
 //! The vault and the worker name a code by its variant. The tenants' guide has its table from
 //! [`CallCode::ALL`]. Tests compare the guide and the worker's scripts with it.
@@ -7,8 +7,8 @@ use crate::control::Failure;
 
 macro_rules! codes {
     ($($(#[doc = $meaning:literal])+ $variant:ident, $name:literal, $failure:expr;)+) => {
-        /// Why an outgoing call came to nothing, or its answer broke off. The documentation of a
-        /// variant is its row in the tenants' guide.
+        /// Why an outgoing call failed, or its answer broke off. The documentation of a variant is
+        /// its row in the tenants' guide.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum CallCode {
             $($(#[doc = $meaning])+ $variant,)+
@@ -25,14 +25,14 @@ macro_rules! codes {
                 }
             }
 
-            /// What the guide says of it.
+            /// The meaning, as the guide explains it.
             pub fn meaning(self) -> &'static str {
                 match self {
                     $(Self::$variant => concat!($($meaning),+).trim_ascii(),)+
                 }
             }
 
-            /// What the caller is answered when the function does not catch the error.
+            /// The failure that the caller sees when the function does not catch the error.
             pub fn failure(self) -> Failure {
                 match self {
                     $(Self::$variant => $failure,)+
@@ -119,9 +119,9 @@ codes! {
 }
 
 impl CallCode {
-    /// Whether a policy said no: the release, the manifest, the operator, or the node's own rules
-    /// and shares. The same call gets the same answer until one of these changes. Otherwise
-    /// something has failed, and a later call may succeed.
+    /// Whether the code is a refusal by policy: of the release, the manifest, the operator, or the
+    /// node's own rules and shares. The same call gets the same answer until one of these changes.
+    /// Otherwise something has failed, and a later call may succeed.
     pub const fn is_policy(self) -> bool {
         match self {
             Self::EgressDenied
@@ -156,7 +156,7 @@ impl CallCode {
         }
     }
 
-    /// The code of this name.
+    /// The code with this name.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|code| code.name() == name)
     }
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happens_on_the_way_to_an_upstream_is_no_policy() {
+    fn failures_on_the_way_to_an_upstream_are_not_policy() {
         for code in CallCode::ALL {
             if code.name().starts_with("upstream_") {
                 assert!(!code.is_policy(), "{code:?}");

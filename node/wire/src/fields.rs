@@ -1,26 +1,27 @@
-//! Header fields, kept as they travel: one piece of memory a head, whatever is in it.
+//! Header fields in their encoded form: one allocation a head, whatever it contains.
 
 use std::fmt;
 
+use crate::error::HeadError;
 use crate::frame::MAX_PAYLOAD_BYTES;
-use crate::head::{HeadError, MAX_FIELDS, MAX_NAME_BYTES, Reader, is_token};
+use crate::limits::{MAX_FIELDS, MAX_NAME_BYTES};
+use crate::payload::{Reader, is_token};
 
-/// Of a field beside its name and value: two lengths.
+/// Bytes of a field beside its name and value: two lengths.
 const LENGTHS_BYTES: usize = 6;
 
-/// Header fields in their order: names in lower case. A name that starts with `:` is ours and never
-/// comes from or goes to a network.
+/// Header fields in order, with names in lower case. A name that starts with `:` is Casemate's own
+/// and never comes from or goes to a network.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Fields {
     count: usize,
     encoded: Vec<u8>,
-    /// The first field that does not fit into a head; it was left out, and the head is refused when
-    /// it is written.
+    /// The first field that does not fit into a head; it was left out, and writing the head fails.
     fault: Option<HeadError>,
 }
 
 impl Fields {
-    /// None yet, with room for so many bytes of names and values.
+    /// Makes an empty list with capacity for so many bytes of names and values.
     pub fn with_capacity(fields: usize, bytes: usize) -> Self {
         Self {
             encoded: Vec::with_capacity(fields * LENGTHS_BYTES + bytes),
@@ -28,17 +29,17 @@ impl Fields {
         }
     }
 
-    /// How many there are.
+    /// Number of fields.
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether there are none.
+    /// Whether there is no field.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// All, in their order.
+    /// All fields, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> + Clone {
         let mut reader = Reader(&self.encoded);
         std::iter::from_fn(move || read_field(&mut reader).ok())
@@ -57,7 +58,7 @@ impl Fields {
             .and_then(|value| std::str::from_utf8(value).ok())
     }
 
-    /// Appends a field. One that is not allowed shows when the head is sent.
+    /// Appends a field. An invalid one makes the sending of the head fail.
     pub fn push(&mut self, name: &str, value: impl AsRef<[u8]>) {
         let value = value.as_ref();
         let room = MAX_PAYLOAD_BYTES.saturating_sub(self.encoded.len());
@@ -80,22 +81,22 @@ impl Fields {
         self.encoded.extend_from_slice(value);
     }
 
-    /// With one more field.
+    /// Returns the list with one more field.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         self.push(name, value);
         self
     }
 
-    /// Whether they fit into a head.
+    /// Checks that the fields fit into a head.
     ///
     /// # Errors
-    /// Why not; sending them fails likewise.
+    /// The reason; sending them fails in the same way.
     pub fn check(&self) -> Result<(), HeadError> {
         self.fault.map_or(Ok(()), Err)
     }
 
-    /// Appends them to the payload that begins at `start`.
+    /// Appends the fields to the payload that begins at `start`.
     pub(crate) fn write(&self, out: &mut Vec<u8>, start: usize) -> Result<(), HeadError> {
         self.check()?;
         out.extend_from_slice(&(self.count as u16).to_le_bytes());
@@ -107,7 +108,7 @@ impl Fields {
         }
     }
 
-    /// What is left of a payload.
+    /// Reads the rest of a payload.
     pub(crate) fn read(mut from: Reader<'_>) -> Result<Self, HeadError> {
         let count = from.u16()? as usize;
         if count > MAX_FIELDS {
@@ -126,7 +127,7 @@ impl Fields {
         })
     }
 
-    /// Fields alone, as trailers travel.
+    /// Parses fields alone, the form of trailers.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, HeadError> {
         Self::read(Reader(bytes))
     }
@@ -170,7 +171,7 @@ fn check_field(name: &str, value: &[u8]) -> Result<(), HeadError> {
     if !is_lower_token {
         return Err(HeadError::Characters);
     }
-    // Ours may carry text of several lines; what can reach a network may not.
+    // Casemate's own fields may contain line breaks; a field that can reach a network may not.
     if plain.len() == name.len() && value.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)) {
         return Err(HeadError::Value);
     }
@@ -182,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_put_in_comes_out_in_its_order() {
+    fn fields_come_out_in_their_order() {
         let fields = Fields::default()
             .with("cookie", "a=1")
             .with(":request", "r1")
@@ -203,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_left_out_and_refused_when_written() {
+    fn fields_that_do_not_fit_are_left_out_and_refused_when_written() {
         let faults = |fields: Fields| (fields.len(), fields.write(&mut Vec::new(), 0));
         let long = "n".repeat(MAX_NAME_BYTES + 1);
         let huge = vec![b'v'; MAX_PAYLOAD_BYTES];

@@ -10,21 +10,24 @@
 pub const HEADER_BYTES: usize = 12;
 /// Largest payload, bytes: a head with all its fields, or a piece of a body.
 pub const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
-/// On heads: nothing follows in this direction.
+/// On heads: no body follows in this direction.
 pub const FLAG_END: u8 = 1;
-/// On pings: this answers one.
+/// On pings: this is the answer to one.
 pub const FLAG_ACK: u8 = 2;
-/// On heads of requests: only the beginning of the body comes before the other end asks for the
+/// On heads of requests: only the beginning of the body is sent before the other end asks for the
 /// rest.
 pub const FLAG_ASK: u8 = 4;
 
-/// What a frame is.
+/// The id of a stream in this channel; never reused.
+pub type StreamId = u32;
+
+/// The kind of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
     /// Begins one direction of a stream.
     Head = 1,
-    /// A piece of a body; costs credit.
+    /// A piece of a body, which costs credit.
     Data = 2,
     /// Ends one direction, with trailers.
     End = 3,
@@ -32,7 +35,7 @@ pub enum Kind {
     Reset = 4,
     /// Gives credit, for a stream or, on stream 0, for the channel.
     Window = 5,
-    /// Asks whether the other end is there.
+    /// Asks the other end for a sign of life.
     Ping = 6,
     /// No new streams; the payload is the last stream that was begun, and those above it are over.
     GoAway = 7,
@@ -56,22 +59,22 @@ pub struct Header {
 /// Why a frame was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// No such kind.
+    /// The kind does not exist.
     #[error("expected a frame kind from 1 to 8, got {0}")]
     Kind(u8),
-    /// Too long.
+    /// The payload is too long.
     #[error("expected a payload of at most {MAX_PAYLOAD_BYTES} bytes, got {0}")]
     Length(u32),
-    /// Reserved bits set.
+    /// Reserved bits are set.
     #[error("expected zeros in the reserved bytes")]
     Reserved,
-    /// A control packet of another shape.
+    /// A control packet does not hold exactly one frame.
     #[error("expected one control frame in the packet")]
     Packet,
 }
 
 impl Header {
-    /// From the first [`HEADER_BYTES`] of a frame.
+    /// Parses the first [`HEADER_BYTES`] of a frame.
     pub fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Self, FrameError> {
         let [l0, l1, l2, l3, s0, s1, s2, s3, kind, flags, z0, z1] = *bytes;
         let kind = match kind {
@@ -100,7 +103,7 @@ impl Header {
         Ok(header)
     }
 
-    /// Its bytes.
+    /// Encodes the header.
     pub fn bytes(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[0..4].copy_from_slice(&self.length.to_le_bytes());
@@ -129,8 +132,8 @@ pub(crate) fn write(out: &mut Vec<u8>, kind: Kind, flags: u8, stream: u32, paylo
     out.extend_from_slice(payload);
 }
 
-/// Appends a frame whose payload, within the same bound, is written in place; nothing when that
-/// fails.
+/// Appends a frame whose payload, within the same bound, is written in place; on failure appends
+/// nothing.
 pub(crate) fn write_with<E>(
     out: &mut Vec<u8>,
     kind: Kind,
@@ -154,14 +157,14 @@ pub(crate) fn write_with<E>(
     written
 }
 
-/// A packet of a control channel that holds `payload`.
+/// Makes a packet of a control channel with this `payload`.
 pub fn control_packet(payload: &[u8]) -> Vec<u8> {
     let mut packet = Vec::with_capacity(HEADER_BYTES + payload.len());
     write(&mut packet, Kind::Control, 0, 0, payload);
     packet
 }
 
-/// The payload of a control packet.
+/// Extracts the payload of a control packet.
 pub fn control_payload(packet: &[u8]) -> Result<&[u8], FrameError> {
     let (header, payload) = packet.split_first_chunk().ok_or(FrameError::Packet)?;
     let header = Header::parse(header)?;

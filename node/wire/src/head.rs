@@ -1,18 +1,11 @@
 //! Heads: length-prefixed method, target and header fields. No compression, no text parsing.
 
+pub use crate::error::HeadError;
 use crate::fields::Fields;
-use crate::frame::MAX_PAYLOAD_BYTES;
+pub use crate::limits::{MAX_FIELDS, MAX_METHOD_BYTES, MAX_NAME_BYTES, MAX_TARGET_BYTES};
+use crate::payload::{Reader, is_token};
 
-/// Most header fields in a head.
-pub const MAX_FIELDS: usize = 256;
-/// Longest field name, bytes.
-pub const MAX_NAME_BYTES: usize = 256;
-/// Longest method, bytes.
-pub const MAX_METHOD_BYTES: usize = 24;
-/// Longest target, bytes.
-pub const MAX_TARGET_BYTES: usize = 16 * 1024;
-
-/// Begins a request.
+/// The head of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestHead {
     /// Method, such as `GET`.
@@ -23,30 +16,13 @@ pub struct RequestHead {
     pub fields: Fields,
 }
 
-/// Begins a response.
+/// The head of a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResponseHead {
-    /// Status; 0 is a refusal of ours, explained by `:error` and `:message`.
+    /// Status; 0 is a refusal by the vault, explained by `:error` and `:message`.
     pub status: u16,
     /// Header fields.
     pub fields: Fields,
-}
-
-/// Why a head was refused, in either direction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum HeadError {
-    /// Ends before it should, or goes on after.
-    #[error("the head's lengths do not add up")]
-    Length,
-    /// Over one of the limits.
-    #[error("expected a head of at most {MAX_PAYLOAD_BYTES} bytes and {MAX_FIELDS} fields")]
-    TooLarge,
-    /// A method, target or name with other characters than allowed.
-    #[error("expected a token as method, visible ASCII as target and lower-case tokens as names")]
-    Characters,
-    /// A value with CR, LF or NUL.
-    #[error("expected field values without CR, LF and NUL")]
-    Value,
 }
 
 impl RequestHead {
@@ -61,7 +37,7 @@ impl RequestHead {
         self.fields.write(out, start)
     }
 
-    /// From the payload of a head frame.
+    /// Parses the payload of a head frame.
     pub fn parse(bytes: &[u8]) -> Result<Self, HeadError> {
         let mut reader = Reader(bytes);
         let length = reader.take(1)?[0] as usize;
@@ -85,7 +61,7 @@ impl ResponseHead {
         self.fields.write(out, start)
     }
 
-    /// From the payload of a head frame.
+    /// Parses the payload of a head frame.
     pub fn parse(bytes: &[u8]) -> Result<Self, HeadError> {
         let mut reader = Reader(bytes);
         Ok(Self {
@@ -106,45 +82,6 @@ fn check_method_and_target(method: &str, target: &str) -> Result<(), HeadError> 
         Ok(())
     } else {
         Err(HeadError::Characters)
-    }
-}
-
-/// `tchar` of RFC 9110, section 5.6.2.
-pub(crate) fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
-/// Takes from the front of a payload.
-#[derive(Clone, Copy)]
-pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
-
-impl<'a> Reader<'a> {
-    pub(crate) fn take(&mut self, length: usize) -> Result<&'a [u8], HeadError> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(HeadError::Length)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    pub(crate) fn text(&mut self, length: usize) -> Result<&'a str, HeadError> {
-        std::str::from_utf8(self.take(length)?).map_err(|_| HeadError::Characters)
-    }
-
-    pub(crate) fn u16(&mut self) -> Result<u16, HeadError> {
-        self.take(2)
-            .map(|bytes| u16::from_le_bytes([bytes[0], bytes[1]]))
-    }
-
-    pub(crate) fn u32(&mut self) -> Result<u32, HeadError> {
-        self.take(4)
-            .map(|bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
-    }
-
-    pub(crate) fn finish(self) -> Result<(), HeadError> {
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            Err(HeadError::Length)
-        }
     }
 }
 

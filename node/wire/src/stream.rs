@@ -1,33 +1,34 @@
-//! One stream as a channel keeps it, and what happens to streams.
+//! The state of one stream in a channel, and the events of streams.
 
 use bytes::Bytes;
 
-use crate::channel::{EARLY_BYTES, STREAM_WINDOW_BYTES, StreamId};
 use crate::fields::Fields;
+use crate::frame::StreamId;
 use crate::head::{RequestHead, ResponseHead};
+use crate::limits::{EARLY_BYTES, STREAM_WINDOW_BYTES};
 
-/// What happened.
+/// An event of a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A stream was opened by the other end.
     Request {
         /// The stream.
         id: StreamId,
-        /// Its head.
+        /// The request's head.
         head: RequestHead,
-        /// No body follows.
+        /// Whether no body follows.
         end: bool,
     },
     /// The answer to a stream that we opened.
     Response {
         /// The stream.
         id: StreamId,
-        /// Its head.
+        /// The response's head.
         head: ResponseHead,
-        /// No body follows.
+        /// Whether no body follows.
         end: bool,
     },
-    /// A piece of a body. Say [`Channel::consumed`](crate::Channel::consumed) when it is used.
+    /// A piece of a body. Call [`Channel::consumed`](crate::Channel::consumed) when it is used.
     Data {
         /// The stream.
         id: StreamId,
@@ -38,10 +39,10 @@ pub enum Event {
     End {
         /// The stream.
         id: StreamId,
-        /// Trailers, often none.
+        /// Trailers, often empty.
         trailers: Fields,
     },
-    /// The stream is over, both ways.
+    /// The stream has ended in both directions.
     Reset {
         /// The stream.
         id: StreamId,
@@ -53,35 +54,35 @@ pub enum Event {
         /// The stream.
         id: StreamId,
     },
-    /// The other end opens and takes no new streams.
+    /// The other end opens and accepts no new streams.
     GoAway,
 }
 
-/// What one end knows of a stream.
+/// The state of a stream at one end.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    /// Our direction: whether our head is sent, and whether we have ended.
+    /// Our direction: whether our head is sent, and whether we have ended it.
     pub(crate) head_sent: bool,
     pub(crate) send_open: bool,
     /// Their direction.
     pub(crate) head_received: bool,
     pub(crate) receive_open: bool,
     pub(crate) send_credit: u32,
-    /// Whether a sender was turned away for want of credit and is to be told.
+    /// Whether a sender was refused for lack of credit and must be notified.
     pub(crate) blocked: bool,
     pub(crate) receive_credit: u32,
-    /// Used but not yet given back.
+    /// Bytes consumed whose credit is not yet returned.
     pub(crate) used: u32,
-    /// Received and not yet used.
+    /// Bytes received and not yet consumed.
     pub(crate) held: u32,
-    /// Nobody reads: what comes is used at once.
+    /// The body is not read: arriving bytes are consumed at once.
     pub(crate) discard: bool,
-    /// The end that accepts has not asked for the body yet.
+    /// The accepting end has not asked for the body yet.
     pub(crate) unasked: bool,
 }
 
 impl Stream {
-    /// With both directions open and no head yet.
+    /// Makes a stream with both directions open and no head yet.
     pub(crate) fn new() -> Self {
         Self {
             head_sent: false,
@@ -98,7 +99,7 @@ impl Stream {
         }
     }
 
-    /// What may be sent on a stream at first.
+    /// The initial window for sending on a stream.
     pub(crate) fn first_window(unasked: bool) -> u32 {
         if unasked {
             EARLY_BYTES

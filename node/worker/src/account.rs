@@ -1,4 +1,4 @@
-//! Who has used how much, and what is left to whom.
+//! Accounts of CPU time: what each request has used, and what it has left.
 
 use std::time::{Duration, Instant};
 
@@ -6,13 +6,12 @@ use crate::engine::Budget;
 use crate::engine::ops::RequestId;
 use crate::state::{Request, State, Worker};
 
-/// CPU time for code that runs for no request: timers of the modules, what is left of requests that
-/// are over, V8's own tasks. Collecting the garbage of a full heap, once requests stop, takes a
-/// tenth of it.
+/// CPU time for code outside of requests: timers of the modules, leftovers of ended requests, V8's
+/// own tasks. Collecting the garbage of a full heap, once requests stop, takes a tenth of it.
 const NOBODY_CPU: Duration = Duration::from_secs(1);
 
-/// The account of nobody. Requests that are over leave it what they did not use, so all that a
-/// function can ever take is this, the time for loading, and its limit for each request.
+/// The account for code outside of requests. Ended requests leave their unused CPU time to it, so a
+/// function can never use more than this, the time for loading, and its limit for each request.
 #[derive(Debug)]
 pub(crate) struct Nobody {
     left: Duration,
@@ -29,16 +28,16 @@ impl Nobody {
         self.left = self.left.saturating_sub(cpu);
     }
 
-    /// Takes what a request has left. Beyond [`NOBODY_CPU`] it is gone, or a busy hour would pay
-    /// for a day without requests.
+    /// Takes the rest of a request's CPU time. The account is capped at [`NOBODY_CPU`], or a busy
+    /// hour would pay for a day without requests.
     pub(crate) fn inherit(&mut self, left: Duration) {
         self.left = self.left.saturating_add(left).min(NOBODY_CPU);
     }
 }
 
 impl Worker {
-    /// What a turn of `request`, or of nobody if there is no such request, may use; `None` when
-    /// there is nothing left.
+    /// The budget of a turn of `request`, or of the account outside of requests if there is no such
+    /// request; `None` when nothing is left.
     pub(crate) fn budget(&self, request: RequestId) -> Option<Budget> {
         let state = self.state.borrow();
         let limits = state.limits;
@@ -53,7 +52,7 @@ impl Worker {
         })
     }
 
-    /// What the platform's own asynchrony may use: what the request with the most left has left.
+    /// The budget of the platform's own asynchrony: that of the request with the most left.
     pub(crate) fn shared_budget(&self) -> Budget {
         let state = self.state.borrow();
         let limit = Duration::from_millis(state.limits.cpu_time_ms.into());
@@ -65,7 +64,7 @@ impl Worker {
         }
     }
 
-    /// Adds to the account of a request, or of nobody.
+    /// Charges the account of a request, or the account outside of requests.
     pub(crate) fn charge(&self, request: RequestId, cpu: Duration) {
         let mut state = self.state.borrow_mut();
         match state.requests.get_mut(&request) {
@@ -74,8 +73,8 @@ impl Worker {
         }
     }
 
-    /// Adds equal parts to the accounts of all requests under way; without any, all of it to that
-    /// of nobody.
+    /// Charges equal parts to all requests under way; without any, charges the account outside of
+    /// requests.
     pub(crate) fn charge_all(&self, cpu: Duration) {
         let mut state = self.state.borrow_mut();
         let parts = u32::try_from(state.requests.len()).unwrap_or(u32::MAX);
@@ -88,12 +87,13 @@ impl Worker {
         }
     }
 
-    /// CPU time that a request, or nobody if there is no such request, has left.
+    /// CPU time that is left to a request, or to the account outside of requests.
     pub(crate) fn cpu_left(&self, request: RequestId) -> Duration {
         self.state.borrow().cpu_left(request)
     }
 
-    /// The running request that is furthest over its limit, 0 when nobody's account is used up.
+    /// The running request that is furthest over its limit; 0 when the account outside of requests
+    /// is used up.
     pub(crate) fn overdrawn(&self) -> Option<RequestId> {
         let state = self.state.borrow();
         let limit = Duration::from_millis(state.limits.cpu_time_ms.into());
@@ -115,7 +115,7 @@ impl Worker {
             .map(|(id, _)| *id)
     }
 
-    /// When the next timer or deadline is, or outcomes are due.
+    /// The time of the next timer, deadline, or due report of outcomes.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let state = self.state.borrow();
         let wall = Duration::from_millis(state.limits.wall_time_ms.into());
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_lives_on_what_requests_leave_and_saves_no_more_than_it_began_with() {
+    fn code_outside_of_requests_inherits_their_unused_cpu_time_up_to_its_initial_budget() {
         let ms = Duration::from_millis;
         let mut nobody = Nobody::default();
         nobody.spend(ms(600));

@@ -1,40 +1,41 @@
 //! The bundle: a tar archive of modules, by name. Its bytes come from outside, so one function
-//! makes them a type.
+//! parses them into a type.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
-/// Largest archive, in bytes: what the control plane takes, with room for tar's padding.
+/// Largest archive, in bytes: the control plane's limit, plus tar's padding.
 pub(crate) const MAX_BUNDLE_BYTES: usize = 11 * 1024 * 1024;
 /// Most modules. A bundler makes one, and a few assets.
 const MAX_MODULES: usize = 1000;
-/// Longest module name, in bytes: what a tar header holds without extensions.
+/// Longest module name, in bytes: the most that a tar header holds without extensions.
 const MAX_NAME_BYTES: usize = 255;
-/// Tar counts in blocks of this size.
+/// Size of a tar block.
 const BLOCK_BYTES: usize = 512;
 
-/// What a module is, by the ending of its name.
+/// The kind of a module, by the ending of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// JavaScript.
     Script,
     /// WebAssembly; imported as a `WebAssembly.Module`.
     Wasm,
-    /// Imported as a value.
+    /// Imported as a parsed value.
     Json,
     /// Imported as a string.
     Text,
     /// Imported as an `ArrayBuffer`.
     Binary,
-    /// A source map: not imported at all.
+    /// A source map, which cannot be imported.
     SourceMap,
 }
 
 /// One module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Module {
-    /// What it is.
+    /// The module's kind.
     pub(crate) kind: Kind,
-    /// Its bytes.
+    /// The module's content.
     pub(crate) bytes: Box<[u8]>,
 }
 
@@ -45,70 +46,65 @@ pub(crate) struct Bundle(HashMap<String, Module>);
 /// Why an archive is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BundleError {
-    /// Over a limit.
+    /// The archive exceeds a limit.
     #[error("expected at most {MAX_MODULES} modules and {MAX_BUNDLE_BYTES} bytes")]
     TooLarge,
-    /// Ends inside an entry, or its end is missing.
+    /// The archive ends inside an entry, or its end marker is missing.
     #[error("the archive is cut off")]
     Truncated,
-    /// A header whose checksum or numbers do not fit.
+    /// A header has a wrong checksum or an invalid number.
     #[error("the archive's header at byte {0} is damaged")]
     Header(usize),
-    /// A link, a folder, a device.
+    /// An entry is a link, a folder or a device.
     #[error("expected nothing but plain files, found type {0:?}")]
     NotAFile(char),
-    /// A name that could mean something else than it says.
+    /// A name is not a plain relative path.
     #[error("expected a plain relative name, found {0:?}")]
     Name(String),
-    /// A name with an ending that the worker does not know.
+    /// A name has an unknown ending.
     #[error("expected .js, .mjs, .wasm, .json, .txt, .bin or .js.map, found {0:?}")]
     Ending(String),
-    /// Two entries of one name.
-    #[error("the name {0:?} stands twice in the archive")]
+    /// Two entries have the same name.
+    #[error("the name {0:?} occurs twice in the archive")]
     Duplicate(String),
 }
 
 impl Bundle {
-    /// The modules of an archive.
+    /// Parses the modules of an archive.
     ///
     /// # Errors
-    /// See [`BundleError`]: anything but a plain USTAR archive of plain files.
+    /// See [`BundleError`]: the archive is not a plain USTAR archive of plain files.
     pub(crate) fn parse(archive: &[u8]) -> Result<Self, BundleError> {
         if archive.len() > MAX_BUNDLE_BYTES {
             return Err(BundleError::TooLarge);
         }
         let mut modules = HashMap::new();
         let mut at = 0;
-        loop {
-            let header = archive
-                .get(at..at + BLOCK_BYTES)
-                .ok_or(BundleError::Truncated)?;
-            if header.iter().all(|byte| *byte == 0) {
-                return Ok(Self(modules));
-            }
-            let (name, size) = read_header(header, at)?;
-            at += BLOCK_BYTES;
+        let mut archived = tar::Archive::new(archive);
+        // Raw entries: an extension of the format is refused like a link.
+        let entries = archived.entries().map_err(|_| BundleError::Truncated)?;
+        for entry in entries.raw(true) {
+            let entry = entry.map_err(|_| damaged(archive, at))?;
+            let (name, size) = name_and_size(entry.header(), at)?;
             let bytes = archive
-                .get(at..)
+                .get(at + BLOCK_BYTES..)
                 .and_then(|rest| rest.get(..size))
-                .ok_or(BundleError::Truncated)?;
-            at += size.next_multiple_of(BLOCK_BYTES);
+                .ok_or(BundleError::Truncated)?
+                .into();
+            at += BLOCK_BYTES + size.next_multiple_of(BLOCK_BYTES);
             if modules.len() == MAX_MODULES {
                 return Err(BundleError::TooLarge);
             }
             let kind = kind_of(&name).ok_or_else(|| BundleError::Ending(name.clone()))?;
-            if modules
-                .insert(
-                    name.clone(),
-                    Module {
-                        kind,
-                        bytes: bytes.into(),
-                    },
-                )
-                .is_some()
-            {
-                return Err(BundleError::Duplicate(name));
+            match modules.entry(name) {
+                Entry::Occupied(same) => return Err(BundleError::Duplicate(same.key().clone())),
+                Entry::Vacant(free) => drop(free.insert(Module { kind, bytes })),
             }
+        }
+        // The crate also takes the end of the bytes for the end of the archive.
+        match archive.get(at..at + BLOCK_BYTES) {
+            Some(_) => Ok(Self(modules)),
+            None => Err(BundleError::Truncated),
         }
     }
 
@@ -118,37 +114,32 @@ impl Bundle {
     }
 }
 
-/// Name and size from a USTAR header.
-fn read_header(header: &[u8], at: usize) -> Result<(String, usize), BundleError> {
-    let damaged = || BundleError::Header(at);
-    let sum = octal(&header[148..156]).ok_or_else(damaged)?;
-    let counted = header.iter().enumerate();
-    let counted = counted.map(|(i, byte)| {
-        if (148..156).contains(&i) {
-            u64::from(b' ')
-        } else {
-            u64::from(*byte)
-        }
-    });
-    if sum != counted.sum::<u64>() || &header[257..262] != b"ustar" {
-        return Err(damaged());
+/// What the header at this byte lacks if it cannot be read.
+fn damaged(archive: &[u8], at: usize) -> BundleError {
+    if archive.len() < at.saturating_add(BLOCK_BYTES) {
+        BundleError::Truncated
+    } else {
+        BundleError::Header(at)
     }
-    let size = octal(&header[124..136])
-        .and_then(|size| usize::try_from(size).ok())
-        .ok_or_else(damaged)?;
+}
+
+/// The name and size of a plain file.
+fn name_and_size(header: &tar::Header, at: usize) -> Result<(String, usize), BundleError> {
+    if header.as_ustar().is_none() {
+        return Err(BundleError::Header(at));
+    }
+    let size = header.entry_size().ok();
+    let size = size.and_then(|size| usize::try_from(size).ok());
+    let size = size.ok_or(BundleError::Header(at))?;
     if size > MAX_BUNDLE_BYTES {
         return Err(BundleError::TooLarge);
     }
-    if !matches!(header[156], b'0' | 0) {
-        return Err(BundleError::NotAFile(char::from(header[156])));
+    if header.entry_type() != tar::EntryType::Regular {
+        let kind = char::from(header.entry_type().as_byte());
+        return Err(BundleError::NotAFile(kind));
     }
-    let (name, prefix) = (until_nul(&header[..100]), until_nul(&header[345..500]));
-    let whole = if prefix.is_empty() {
-        name.to_vec()
-    } else {
-        [prefix, b"/", name].concat()
-    };
-    let name = String::from_utf8(whole).map_err(|error| BundleError::Name(error.to_string()))?;
+    let name = header.path_bytes().into_owned();
+    let name = String::from_utf8(name).map_err(|error| BundleError::Name(error.to_string()))?;
     if is_plain(&name) {
         Ok((name, size))
     } else {
@@ -156,21 +147,8 @@ fn read_header(header: &[u8], at: usize) -> Result<(String, usize), BundleError>
     }
 }
 
-fn until_nul(field: &[u8]) -> &[u8] {
-    field.split(|byte| *byte == 0).next().unwrap_or_default()
-}
-
-/// An octal number, padded with spaces or NULs.
-fn octal(field: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(field).ok()?.trim_matches([' ', '\0']);
-    if text.is_empty() || !text.bytes().all(|byte| matches!(byte, b'0'..=b'7')) {
-        return None;
-    }
-    u64::from_str_radix(text, 8).ok()
-}
-
-/// Segments of letters, digits and a few signs, none of them `.` or `..`: so that a name is also a
-/// path of a URL.
+/// Whether a name consists of segments of letters, digits and a few signs, none of them `.` or
+/// `..`, so that it is also a path of a URL.
 fn is_plain(name: &str) -> bool {
     let plain = |byte: u8| {
         byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'@' | b'+' | b'~')
@@ -204,7 +182,7 @@ mod tests {
             let mut header = tar::Header::new_ustar();
             header.set_size(bytes.len() as u64);
             header.set_mode(0o644);
-            // Past the checks of `set_path`: hostile names are what is tested.
+            // Bypasses the checks of `set_path`, because hostile names are tested.
             header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
             header.set_cksum();
             builder.append(&header, *bytes).unwrap();

@@ -1,4 +1,4 @@
-//! Why a call got no answer from its upstream, as the function reads it.
+//! Errors of outgoing calls, as the function sees them.
 
 use casemate_channel::{RecvBody, StreamError};
 use casemate_wire::control::Failure;
@@ -7,7 +7,7 @@ use casemate_wire::{CallCode, ResponseHead};
 use crate::engine::Event;
 use crate::engine::ops::{Handle, RequestId};
 
-/// The vault said no. A code that this worker does not know is told as a call that failed.
+/// The vault refused. A code that this worker does not know is reported as a failed call.
 pub(crate) fn refusal(request: RequestId, call: Handle, head: &ResponseHead) -> Event {
     let code = head.fields.text(":error").and_then(CallCode::parse);
     let message = head
@@ -30,7 +30,7 @@ pub(crate) fn lost(request: RequestId, call: Handle, error: StreamError) -> Even
     Event::failed(request, call, CallError::lost(error))
 }
 
-/// Why a call got no answer. The function reads code and message.
+/// Why a call got no answer. The function sees code and message.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct CallError {
     pub(crate) code: CallCode,
@@ -38,7 +38,7 @@ pub(crate) struct CallError {
 }
 
 impl CallError {
-    /// The call cannot be made as the function asked for it, or did not come to its end.
+    /// The call cannot be made as the function asked for it, or broke off.
     pub(crate) fn new(message: &str) -> Self {
         Self {
             code: CallCode::CallFailed,
@@ -56,15 +56,15 @@ impl CallError {
         }
     }
 
-    /// A body broke off. `None` for that of a request: its caller is gone, or the gateway.
+    /// A body broke off. `None` for the body of a request: the caller or the gateway is gone.
     pub(crate) fn cut(body: &RecvBody, error: StreamError) -> Option<Self> {
         body.is_of_answer().then(|| match error {
             StreamError::Closed => Self::vault_unavailable("the answer was cut off"),
-            _ => Self::new("the vault cut the answer off; the function's log says why"),
+            _ => Self::new("the vault cut the answer off; the function's log has the reason"),
         })
     }
 
-    /// The function may try again: the supervisor starts the vault again, and the worker gets a new
+    /// A retry may succeed: the supervisor starts the vault again, and the worker gets a new
     /// channel.
     fn vault_unavailable(consequence: &str) -> Self {
         Self {
@@ -78,7 +78,7 @@ impl CallError {
 mod tests {
     use super::*;
 
-    /// The scripts that make errors with codes of their own.
+    /// The scripts that make errors with their own codes.
     const SCRIPTS: &[&str] = &[
         include_str!("js/calls.js"),
         include_str!("js/fetch.js"),
@@ -97,7 +97,7 @@ mod tests {
         for code in codes {
             assert!(
                 CallCode::parse(code).is_some(),
-                "{code} is no code of a call"
+                "{code} is not a code of calls"
             );
         }
     }

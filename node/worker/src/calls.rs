@@ -1,7 +1,7 @@
-//! Outgoing calls: from what JavaScript asked for to a stream of the vault's channel.
+//! Outgoing calls: from JavaScript's request to a stream of the vault's channel.
 //!
-//! A call for which the channel has no room waits, in the order of the calls, for as long as its
-//! request may take. The body of such a call waits with it: whole, or its first piece.
+//! While the channel has no free stream, a call waits, in the order of the calls, as long as its
+//! request may take. Its body waits with it: whole, or its first piece.
 
 use bytes::Bytes;
 use casemate_channel::{Exchange, StreamError};
@@ -14,12 +14,11 @@ use crate::engine::ops::{Call, CallBody, Handle, RequestId};
 use crate::fields;
 use crate::state::{Done, Held, State, Worker};
 
-/// Field of a request's head, and of each call that the request makes: how many functions it has
-/// come through.
+/// Field of a request's head, and of each call of the request: the number of functions on its way.
 const HOPS: &str = ":hops";
 
-/// What JavaScript has sent of a body whose call is not opened yet. It sends a piece when the one
-/// before is taken, so there is never more than one.
+/// The part of a body that JavaScript has sent before its call is opened. JavaScript sends a piece
+/// when the one before was taken, so there is never more than one.
 #[derive(Debug)]
 pub(crate) enum Early {
     /// Nothing.
@@ -31,7 +30,7 @@ pub(crate) enum Early {
 }
 
 impl State {
-    /// Opens a stream to the vault for a call, now or when the channel has room.
+    /// Opens a stream to the vault for a call, now or when the channel has a free one.
     pub(crate) fn call(
         &mut self,
         request: RequestId,
@@ -72,7 +71,8 @@ impl State {
         let mut fields = fields::from_script(call.headers)
             .ok_or_else(|| CallError::new("the call has too many headers"))?;
         fields.push(":request", name);
-        // How many functions the request came through. Without a count the vault assumes the most.
+        // The number of functions on the request's way. Without a count the vault assumes the
+        // maximum.
         let caller = self.requests.get(&request);
         if let Some(hops) = caller.and_then(|caller| caller.head.fields.get(HOPS)) {
             fields.push(HOPS, hops);
@@ -131,7 +131,7 @@ impl State {
             .get_mut(&handle)
             .and_then(|held| held.body.take());
         let Some(mut body) = body else {
-            // Gone already: the writer hears it as it would have heard it later.
+            // The body is gone already: the writer is notified as it would be later.
             self.ready.push_back(Done::Unwanted(handle));
             return;
         };
@@ -146,7 +146,7 @@ impl State {
 }
 
 impl Worker {
-    /// A call that had to wait has its stream, or will have none.
+    /// A waiting call has got its stream, or never will.
     pub(crate) fn call_opened(
         &self,
         handle: Handle,

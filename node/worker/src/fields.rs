@@ -1,12 +1,12 @@
-//! Header fields between the channels and JavaScript, which has them as `name NUL value NUL ...` in
+//! Header fields between the channels and JavaScript, which uses `name NUL value NUL ...` in
 //! Latin-1.
 
 use std::borrow::Cow;
 
 use casemate_wire::Fields;
 
-/// Fields about one connection, or about how a body travels on it: whoever makes the next
-/// connection says them anew.
+/// Fields about one connection, or about how a body travels on it: the sender on the next
+/// connection writes its own.
 const OF_THE_CONNECTION: &[&str] = &[
     "connection",
     "content-length",
@@ -19,23 +19,24 @@ const OF_THE_CONNECTION: &[&str] = &[
     "upgrade",
 ];
 
-/// Most bytes of fields in a head from the function, so that it fits in a frame with what we add.
+/// Most bytes of fields in a head from the function, so that the head fits into a frame with our
+/// fields.
 pub(crate) const MAX_HEAD_BYTES: usize = 32 * 1024;
-/// Most fields of the function in a head: `head::MAX_FIELDS` and room for ours.
+/// Most fields of the function in a head: `head::MAX_FIELDS` less some for ours.
 const MAX_FIELDS: usize = 200;
-/// Fields in most heads: room is made for so many.
+/// Initial capacity: the number of fields in most heads.
 const USUAL_FIELDS: usize = 8;
-/// Of what we add, bytes: room is made for it.
+/// Initial capacity for the fields that we add, bytes.
 const ADDED_BYTES: usize = 64;
 
-/// The field whose values are no list with commas. A caller or an HTTP/2 upstream may send several,
-/// each with some of the cookies; whatever reads them as one field has them joined by
-/// [`BETWEEN_COOKIES`] (RFC 9113, section 8.2.3). `Set-Cookie`, the other such field, stays as many
-/// fields as it was everywhere.
+/// The field whose values are not a comma-separated list. A caller or an HTTP/2 upstream may send
+/// several fields, each with some of the cookies; a program that needs one field joins them with
+/// [`BETWEEN_COOKIES`] (RFC 9113, section 8.2.3). `Set-Cookie`, the other such field, stays
+/// separate everywhere.
 const COOKIE: &str = "cookie";
 const BETWEEN_COOKIES: &[u8] = b"; ";
 
-/// Fields for JavaScript; ours stay out. There is one `cookie` at most, where the first one stood.
+/// Fields for JavaScript, without ours. There is at most one `cookie`, at the place of the first.
 pub(crate) fn to_script(fields: &Fields) -> Vec<u8> {
     let mut text = Vec::with_capacity(512);
     let mut had_cookies = false;
@@ -60,9 +61,9 @@ pub(crate) fn to_script(fields: &Fields) -> Vec<u8> {
     text
 }
 
-/// Appends a value of `cookie` to what is there of that field.
+/// Appends a value of `cookie` to that field.
 fn add_cookies(text: &mut Vec<u8>, value: &[u8]) {
-    // The end of the name, or of nothing.
+    // The last byte ends the name, or there is none.
     if !matches!(text.last(), None | Some(0)) {
         text.extend_from_slice(BETWEEN_COOKIES);
     }
@@ -71,8 +72,8 @@ fn add_cookies(text: &mut Vec<u8>, value: &[u8]) {
 
 /// Fields from JavaScript, without those of the connection; `None` when they are too many.
 ///
-/// Names and values were checked by the `Headers` class. Should that have been got round, the
-/// channel refuses the head.
+/// The `Headers` class has checked names and values. If code has bypassed the check, the channel
+/// refuses the head.
 pub(crate) fn from_script(text: &[u8]) -> Option<Fields> {
     if text.len() > MAX_HEAD_BYTES {
         return None;
@@ -97,7 +98,7 @@ pub(crate) fn from_script(text: &[u8]) -> Option<Fields> {
     Some(fields)
 }
 
-/// In lower case, which `Headers` has them in already.
+/// In lower case, in which `Headers` keeps names already.
 fn lower(name: &str) -> Cow<'_, str> {
     if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
         Cow::Owned(name.to_ascii_lowercase())

@@ -1,5 +1,5 @@
-//! What JavaScript asks for, done to the state. Called in the middle of a turn: nothing here waits
-//! or enters V8.
+//! Carries out JavaScript's operations on the state. Called in the middle of a turn: nothing here
+//! waits or enters V8.
 
 use std::time::{Duration, Instant};
 
@@ -19,14 +19,14 @@ use crate::fields;
 use crate::logs::cut;
 use crate::state::{Done, Held, State, Worker};
 
-/// Pieces of a stream are joined until they have this size: more at a time would make more of every
-/// copy and of every piece that is decompressed.
+/// Size up to which pieces of a stream are joined. Larger pieces would enlarge every copy and every
+/// decompressed piece.
 const JOINED_BYTES: usize = 32 * 1024;
 
 /// Level of a warning, as [`Host::log`] counts them.
 pub(crate) const WARN: u8 = 2;
 
-/// No call can be made: see [`Host::fetch`].
+/// The call cannot be made: see [`Host::fetch`].
 const NO_CALL: Handle = u32::MAX;
 
 impl Host for Worker {
@@ -244,7 +244,7 @@ impl Host for Worker {
 }
 
 impl State {
-    /// Head of a response; headers that are too many fail the request instead.
+    /// The head of a response; too many headers fail the request instead.
     fn response_head(
         &mut self,
         request: RequestId,
@@ -263,7 +263,7 @@ impl State {
         Some(ResponseHead { status, fields })
     }
 
-    /// Lets a future have a body that is being received.
+    /// Passes a body that is being received to a future.
     fn receive<F: Future<Output = Done> + 'static>(
         &mut self,
         handle: Handle,
@@ -279,7 +279,7 @@ impl State {
         }
     }
 
-    /// Runs a future to its end. What is over at once never enters the set of those that wait.
+    /// Starts a future. One that completes at once never enters the set of those that wait.
     pub(crate) fn start(&mut self, future: impl Future<Output = Option<Done>> + 'static) {
         let mut future = future.boxed_local();
         match (&mut future).now_or_never() {
@@ -297,7 +297,7 @@ impl State {
         handle
     }
 
-    /// Ends the response with a failure, if it is not over; what is left is to let go of the rest.
+    /// Ends the response with a failure, if it is not over; the caller then releases the rest.
     pub(crate) fn give_up(&mut self, id: RequestId, failure: Failure, message: &str) {
         let Some(request) = self.requests.get_mut(&id) else {
             return;
@@ -336,8 +336,8 @@ impl State {
                 self.last_handle + 1
             };
             let handle = self.last_handle;
-            // Handles come round after four thousand million: one that is still in use is passed
-            // over.
+            // Handles wrap around after four thousand million: a handle that is still in use is
+            // skipped.
             let used = self.receiving.contains_key(&handle) || self.sending.contains_key(&handle);
             if !used && !self.calling.contains_key(&handle) {
                 return handle;
@@ -345,8 +345,8 @@ impl State {
         }
     }
 
-    /// Lets go of everything that belongs to a request; returns the timers and handles that
-    /// JavaScript may wait for.
+    /// Releases everything that belongs to a request; returns the timers and handles for which
+    /// JavaScript may wait.
     pub(crate) fn let_go(&mut self, owner: RequestId, now: Instant) -> (Vec<u32>, Vec<Handle>) {
         let longest = Duration::from_millis(self.limits.wall_time_ms.into());
         let timers = self.timers.end(owner, now, longest);
@@ -367,7 +367,7 @@ impl State {
     }
 }
 
-/// What comes next, with the small pieces that have come behind it.
+/// The next piece, joined with the small pieces that have arrived behind it.
 async fn next_pieces(body: &mut RecvBody) -> Piece {
     let mut next = match body.next().await {
         Some(Ok(first)) => Some(first),
@@ -404,7 +404,7 @@ async fn all_pieces(body: &mut RecvBody) -> Piece {
     }
 }
 
-/// Keys of what belongs to somebody.
+/// Keys of the entries that belong to an owner.
 fn owned<T>(map: &HashMap<u32, T>, belongs: impl Fn(&T) -> bool) -> Vec<u32> {
     map.iter()
         .filter(|(_, value)| belongs(value))

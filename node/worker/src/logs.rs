@@ -1,40 +1,41 @@
-//! The budget of console lines: a function that logs faster than it loses lines, and hears how
+//! The budget of console lines: a function that logs faster loses lines, and its log shows how
 //! many.
 
 use std::time::Instant;
 
+use casemate_wire::TokenBucket;
 use casemate_wire::control::worker::{FromWorker, Log, LogLevel};
 
 use crate::state::State;
 
 /// Longest line, in bytes; the rest is cut.
 const MAX_LINE_BYTES: usize = 16 * 1024;
-/// Lines that may come at once.
-const BURST_LINES: f64 = 1000.0;
-/// Lines a second that may come for ever.
-const LINES_PER_SEC: f64 = 200.0;
-/// What a cut line ends with.
+/// Most lines at once.
+const BURST_LINES: u64 = 1000;
+/// Lines a second over a long time.
+const LINES_PER_SEC: u64 = 200;
+/// The end of a line that was cut.
 const CUT: &str = "... (cut)";
 
-/// A token bucket of lines.
+/// The budget of lines.
 #[derive(Debug)]
 pub(crate) struct Logs {
-    tokens: f64,
-    filled: Instant,
+    lines: TokenBucket,
+    started: Instant,
     dropped: u32,
 }
 
 impl Logs {
-    /// A full bucket.
+    /// Makes a full budget.
     pub(crate) fn new(now: Instant) -> Self {
         Self {
-            tokens: BURST_LINES,
-            filled: now,
+            lines: TokenBucket::new(BURST_LINES, LINES_PER_SEC, 0),
+            started: now,
             dropped: 0,
         }
     }
 
-    /// The line to send, or nothing when the budget is used up.
+    /// The line to send, or `None` when the budget is used up.
     pub(crate) fn line(
         &mut self,
         now: Instant,
@@ -42,14 +43,12 @@ impl Logs {
         level: u8,
         message: &str,
     ) -> Option<Log> {
-        let elapsed = now.saturating_duration_since(self.filled).as_secs_f64();
-        self.filled = now;
-        self.tokens = elapsed.mul_add(LINES_PER_SEC, self.tokens).min(BURST_LINES);
-        if self.tokens < 1.0 {
+        let since_start = now.saturating_duration_since(self.started);
+        let now_ms = u64::try_from(since_start.as_millis()).unwrap_or(u64::MAX);
+        if !self.lines.take(1, now_ms) {
             self.lost();
             return None;
         }
-        self.tokens -= 1.0;
         let level = match level {
             0 => LogLevel::Debug,
             1 => LogLevel::Info,
@@ -64,14 +63,14 @@ impl Logs {
         })
     }
 
-    /// A line was lost on its way.
+    /// A line could not be sent.
     pub(crate) fn lost(&mut self) {
         self.dropped = self.dropped.saturating_add(1);
     }
 }
 
 impl State {
-    /// Sends a line of the log, as far as there is budget and room.
+    /// Sends a line of the log, as far as budget and queue allow.
     pub(crate) fn say(&mut self, request: Option<String>, level: u8, message: &str) {
         let line = self.logs.line(Instant::now(), request, level, message);
         if let Some(line) = line

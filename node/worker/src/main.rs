@@ -1,8 +1,8 @@
 //! casemate-worker: one isolate, one function.
 //!
-//! Starts, closes itself in, and is then a spare; the supervisor's `Load` makes it one function for
-//! the rest of its life. The order matters: V8 and everything else that opens files or starts
-//! threads comes first, then the walls, then the first byte of tenant code.
+//! The worker starts, closes its sandbox, and is then a spare; the supervisor's `Load` gives it a
+//! function for the rest of its life. The order matters: first V8 and everything else that opens
+//! files or starts threads, then the sandbox, then the first byte of tenant code.
 
 mod account;
 mod bundle;
@@ -25,11 +25,11 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-/// `EX_SOFTWARE`: something of ours, not of the function.
+/// `EX_SOFTWARE`: a fault of the worker, not of the function.
 const EXIT_SOFTWARE: u8 = 70;
 
-/// How long the pool's thread stays without work: for ever, since none can be started behind the
-/// walls.
+/// How long the pool's thread stays without work: without end, because no thread can be started
+/// inside the sandbox.
 const POOL_THREAD_STAYS: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 fn main() -> ExitCode {
@@ -62,13 +62,13 @@ fn start() -> Result<u8, Box<dyn std::error::Error>> {
         layers.extend(casemate_sandbox::close(casemate_sandbox::Profile::Worker)?);
         Ok(spare.live(layers).await)
     });
-    // Its threads stay until the process ends: the end of a thread is no system call that the walls
-    // let through.
+    // Its threads stay until the process ends, because the sandbox forbids the system calls with
+    // which a thread ends.
     std::mem::forget(runtime);
     code
 }
 
-/// Answers somebody who runs this program by hand; whether that was so.
+/// Answers a person who runs this program by hand; returns whether that was so.
 fn answer_by_hand() -> bool {
     let text = match std::env::args().nth(1).as_deref() {
         Some("--version" | "-V") => format!("casemate-worker {}", env!("CARGO_PKG_VERSION")),
@@ -77,7 +77,7 @@ fn answer_by_hand() -> bool {
             .to_owned(),
         _ => return false,
     };
-    // Nowhere is left to say that standard output is closed.
+    // A closed standard output cannot be reported anywhere.
     let _written = std::io::Write::write_all(&mut std::io::stdout(), (text + "\n").as_bytes());
     true
 }
@@ -85,14 +85,14 @@ fn answer_by_hand() -> bool {
 fn log() {
     let filter = EnvFilter::try_from_env("CASEMATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let subscriber = tracing_subscriber::fmt()
-        // It would say on standard error, or die, that standard error cannot be written to.
+        // Otherwise a closed standard error would cause a message on standard error, or a panic.
         .log_internal_errors(false)
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
     if std::env::var("CASEMATE_LOG_FORMAT").is_ok_and(|format| format == "json") {
         subscriber.json().init();
     } else {
-        // The log goes to launch or into a file, never to a terminal that shows colours.
+        // The log goes to launch or to a file, never to a terminal with colours.
         subscriber.with_ansi(false).init();
     }
 }

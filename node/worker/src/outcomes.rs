@@ -1,4 +1,4 @@
-//! Outcomes of requests, told to the supervisor many at a time.
+//! Outcomes of requests, reported to the supervisor in groups.
 
 use std::time::{Duration, Instant};
 
@@ -6,14 +6,14 @@ use casemate_wire::control::worker::{FromWorker, Outcome};
 
 use crate::state::State;
 
-/// Most outcomes that wait to be told together.
+/// Most outcomes that wait to be reported together.
 const MAX_OUTCOMES: usize = 128;
 /// How long an outcome without a failure waits for others.
 const OUTCOMES_WAIT: Duration = Duration::from_millis(20);
 
 impl State {
-    /// Adds an outcome, which is told after [`OUTCOMES_WAIT`] at the latest; a failure is told at
-    /// once.
+    /// Adds an outcome, which is reported after [`OUTCOMES_WAIT`] at the latest; a failure is
+    /// reported at once.
     pub(crate) fn outcome(&mut self, outcome: Outcome, now: Instant) {
         let is_failure = outcome.failure.is_some();
         self.outcomes.push(outcome);
@@ -23,7 +23,7 @@ impl State {
         }
     }
 
-    /// Tells the outcomes that wait.
+    /// Reports the waiting outcomes.
     pub(crate) fn say_outcomes(&mut self) {
         self.outcomes_due = None;
         let outcomes = std::mem::take(&mut self.outcomes);

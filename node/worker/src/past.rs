@@ -1,4 +1,4 @@
-//! Requests that have ended: what is still said of them.
+//! Ended requests: their names, and the log lines about what they left unfinished.
 
 use std::collections::VecDeque;
 
@@ -9,7 +9,7 @@ use crate::engine::{limit_message, pool};
 use crate::host::WARN;
 use crate::state::{Request, State};
 
-/// Ended requests whose names are remembered, for log lines of code that outlives its request.
+/// Ended requests whose names are kept, for log lines of code that outlives its request.
 const MAX_NAMES: usize = 256;
 
 /// The names of the requests that ended last.
@@ -33,7 +33,7 @@ impl Past {
 }
 
 impl State {
-    /// The name of a request, also of one that ended not long ago.
+    /// The name of a request, also of one that ended recently.
     pub(crate) fn name(&self, request: RequestId) -> Option<&str> {
         let under_way = self.requests.get(&request);
         under_way
@@ -41,8 +41,7 @@ impl State {
             .or_else(|| self.past.name(request))
     }
 
-    /// Says in the log what a request that ends leaves unfinished: whoever waits for it gets an
-    /// error.
+    /// Logs what an ending request leaves unfinished: promises that wait for it are rejected.
     pub(crate) fn say_given_up(&mut self, request: &Request, id: RequestId) {
         let calls = self.calling.values().filter(|(owner, _)| *owner == id);
         let read = self
@@ -61,7 +60,8 @@ impl State {
         self.say(Some(request.name.clone()), WARN, &message);
     }
 
-    /// Why a request took too long, with a hint when it waited for nothing of its own.
+    /// The message for a request that took too long, with a hint when it waited for nothing of its
+    /// own.
     pub(crate) fn too_late(&self, id: RequestId) -> String {
         let limit = limit_message(Failure::ExceededWall);
         let waits = self.timers.has(id)

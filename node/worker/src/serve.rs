@@ -1,5 +1,5 @@
-//! The loop: what arrives becomes turns of the function, and what the function asks for is moved
-//! along.
+//! The serving loop: delivers what arrives as turns of the function, and advances the operations
+//! that the function has started.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -19,16 +19,16 @@ use crate::engine::{self, Engine, Event, Turn};
 use crate::spare::Order;
 use crate::state::Worker;
 
-/// Rounds before the platform's own asynchrony is polled although there are requests: so that
+/// Rounds after which the platform's own asynchrony is polled although there are requests, so that
 /// neither starves.
 const ROUNDS_PER_POLL: u32 = 32;
 
-/// Rounds after which the channels have a turn, so that answers do not wait for each other.
+/// Rounds after which the channels are served, so that answers do not wait for each other.
 const ROUNDS_PER_WRITE: u32 = 8;
 
-/// How long V8's delayed tasks (giving memory back) are looked after once nothing happens any more.
+/// How long V8's delayed tasks, which free memory, are run once the worker is idle.
 const SETTLE: Duration = Duration::from_secs(20);
-/// How often they are looked at during that time.
+/// Period at which they are run during that time.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
 
 /// The shortest wait for the pool's thread before its account is settled again.
@@ -37,37 +37,37 @@ const POOL_SETTLE_MIN: Duration = Duration::from_millis(1);
 /// Why serving ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The supervisor said so, or has ended, and nothing is under way any more.
+    /// The supervisor ordered it, or has ended, and no request is under way.
     Stopped,
-    /// The function went over a limit, and the isolate must not be entered again.
+    /// The function exceeded a limit, and the isolate must not be entered again.
     Exceeded(Failure),
 }
 
-/// A function being served.
+/// A function that is served.
 pub(crate) struct Server {
     engine: Engine,
     worker: Rc<Worker>,
-    /// The channel to the gateway; `None` after a gateway has ended, until the supervisor sends the
-    /// channel to the next one.
+    /// The channel to the gateway; `None` after a gateway has ended, until the supervisor sends a
+    /// channel to its successor.
     acceptor: Option<Acceptor>,
     inbox: mpsc::Receiver<Order>,
     sleep: Pin<Box<Sleep>>,
-    /// When the sleep ends; it may end too early, never too late.
+    /// The end of the sleep, which may be too early but never too late.
     sleeps_until: Instant,
     rounds: u32,
-    /// When something last happened.
+    /// The time of the last activity.
     active: Instant,
-    /// No more requests; gives up what is under way at this time.
+    /// No more requests are accepted; those under way are given up at this time.
     stopping: Option<Instant>,
 }
 
-/// What ended a wait.
+/// The reason why a wait ended.
 enum Wake {
     Incoming(Option<Incoming>),
     Control(Option<Order>),
     Time,
     Progress,
-    /// The request to blame, where there is one, and the limit that it went over.
+    /// The request to blame, if there is one, and the limit that it exceeded.
     Stopped(Option<RequestId>, Failure),
 }
 
@@ -80,7 +80,7 @@ impl fmt::Debug for Server {
 }
 
 impl Server {
-    /// Serves what comes on `acceptor` until `inbox` says stop.
+    /// Serves the requests on `acceptor` until `inbox` brings `Stop`.
     pub(crate) fn new(
         engine: Engine,
         worker: Rc<Worker>,
@@ -89,7 +89,7 @@ impl Server {
     ) -> Self {
         let now = Instant::now();
         worker.serving.set(true);
-        // What loading took has been within its own limit.
+        // CPU time of loading counts against its own limit.
         engine::pool::settle(|_, _| (), |request| worker.cpu_left(request));
         Self {
             engine,
@@ -104,8 +104,8 @@ impl Server {
         }
     }
 
-    /// Runs until the end. Gives back the channel to the gateway, on which the last answers may
-    /// still have to be written.
+    /// Runs until the end. Returns the channel to the gateway, on which the last answers may still
+    /// have to be written.
     pub(crate) async fn run(mut self) -> (End, Option<Acceptor>) {
         let end = self.serve().await;
         (end, self.acceptor)
@@ -123,8 +123,8 @@ impl Server {
                     self.worker.accept(incoming);
                 }
                 Wake::Incoming(Some(incoming)) => incoming.reply.refuse(),
-                // The gateway has ended, and its requests with it. The supervisor sends the channel
-                // to the next gateway.
+                // The gateway has ended, and its requests with it. The supervisor will send a
+                // channel to the next gateway.
                 Wake::Incoming(None) => self.acceptor = None,
                 Wake::Control(None) => self.stop(now),
                 Wake::Control(Some((message, fds))) => self.obey(message, fds, now),
@@ -147,7 +147,7 @@ impl Server {
         }
     }
 
-    /// Does what the supervisor says.
+    /// Carries out a message of the supervisor.
     fn obey(&mut self, message: ToWorker, fds: Vec<OwnedFd>, now: Instant) {
         match message {
             ToWorker::Stop { grace_ms } => {
@@ -168,8 +168,8 @@ impl Server {
         }
     }
 
-    /// Puts the channel to a program that was started again in the place of the one to its
-    /// predecessor. Streams of that one keep it alive until they have ended.
+    /// Replaces the channel to a program that was restarted. The old channel's open streams keep it
+    /// alive until they end.
     fn replace_channel(&mut self, peer: Peer, fds: Vec<OwnedFd>) -> std::io::Result<()> {
         let [fd] = <[OwnedFd; 1]>::try_from(fds).map_err(|fds| {
             std::io::Error::other(format!("expected one descriptor, found {}", fds.len()))
@@ -177,7 +177,7 @@ impl Server {
         match peer {
             Peer::Gateway => {
                 self.acceptor = Some(acceptor(fd)?);
-                // Streams begin anew.
+                // The new channel numbers its streams from the beginning.
                 engine::note_begun(0);
             }
             Peer::Vault => self.worker.set_vault(opener(fd)?),
@@ -189,7 +189,7 @@ impl Server {
         self.stopping = Some(self.stopping.map_or(at, |before| before.min(at)));
     }
 
-    /// Tells the function's side everything that there is to tell.
+    /// Delivers all pending events to the function's side.
     fn turns(&mut self) -> Result<(), End> {
         let mut at = None;
         while let Some(event) = self.worker.next_event() {
@@ -199,7 +199,7 @@ impl Server {
             };
             let mut start = at.unwrap_or_else(engine::thread_cpu);
             if self.engine.make_room(&event) {
-                // The garbage is everybody's.
+                // All requests share the cost of garbage collection.
                 let after = engine::thread_cpu();
                 self.worker.charge_all(after.saturating_sub(start));
                 start = after;
@@ -221,8 +221,8 @@ impl Server {
     }
 
     /// Ends the request that is to blame; the others that have begun end with the worker. The
-    /// gateway hears first that nothing more is to come here, and sends what has not begun
-    /// elsewhere.
+    /// gateway first gets the notice that no more requests are taken, and sends those that have not
+    /// begun elsewhere.
     fn exceeded(&self, request: Option<RequestId>, failure: Failure) -> End {
         if let Some(acceptor) = &self.acceptor {
             acceptor.go_away();
@@ -232,7 +232,7 @@ impl Server {
             self.worker
                 .abort(request, failure, engine::limit_message(failure));
         }
-        // What ended before is said before the worker's last words.
+        // Earlier outcomes are reported before the worker's last message.
         self.worker.say_outcomes();
         End::Exceeded(failure)
     }
@@ -274,8 +274,8 @@ impl Server {
         }
     }
 
-    /// Polls the platform's own asynchrony and settles the account of the pool's thread; says who
-    /// went over a limit.
+    /// Polls the platform's own asynchrony and settles the account of the pool's thread; returns
+    /// which request exceeded its limit.
     fn poll_engine(&mut self, context: &mut Context<'_>) -> Option<Wake> {
         self.rounds = 0;
         if engine::pool::is_active() {
@@ -303,7 +303,7 @@ impl Server {
         overdrawn.map(|request| Wake::Stopped(Some(request), Failure::ExceededCpu))
     }
 
-    /// Ready at the next timer, deadline, end of grace, or look at V8's delayed tasks.
+    /// Ready at the next timer, deadline, end of grace, or run of V8's delayed tasks.
     fn poll_time(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let now = Instant::now();
         let settle = (now < self.active + SETTLE).then_some(now + SETTLE_EVERY);

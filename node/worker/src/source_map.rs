@@ -1,24 +1,24 @@
-//! Source maps of the bundle, cut down to what a stack trace needs.
+//! Source maps of the bundle, reduced to what a stack trace needs.
 //!
-//! A map comes from the tenant and is read when an error first shows its stack, by a library inside
-//! V8's isolate, at the cost of the request whose error it is. So its sizes are bounded before, and
-//! the text of the sources is left out. `fuzz/fuzz_targets/source_map.rs` compiles this file too:
-//! it names nothing of the worker.
+//! A map comes from the tenant. A library inside V8's isolate reads it when an error's stack is
+//! first shown, at the cost of the request whose error it is. So its sizes are bounded before, and
+//! the text of the sources is removed. `fuzz/fuzz_targets/source_map.rs` compiles this file too, so
+//! it uses nothing else of the worker.
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
-/// Largest map, in bytes. Most of it is the text of the sources, where a bundler includes that.
+/// Largest map, in bytes. Most of a map is the text of the sources, if the bundler includes that.
 const MAX_MAP_BYTES: usize = 8 * 1024 * 1024;
-/// Longest list of mappings, in bytes. Decoded, it takes five times as much memory, and fifteen
-/// times when it is made to.
+/// Longest list of mappings, in bytes. Decoded, it takes five times as much memory, and up to
+/// fifteen times if it is hostile.
 const MAX_MAPPINGS_BYTES: usize = 2 * 1024 * 1024;
 /// Most source files.
 const MAX_SOURCES: usize = 10_000;
-/// Most names of the sources' identifiers. They are not shown, but mappings count them.
+/// Most names of the sources' identifiers. They are not shown, but mappings refer to them by index.
 const MAX_NAMES: usize = 200_000;
 
-/// The map as it is written (<https://tc39.es/ecma426/>). Maps that are made of sections have no
+/// The map in its source format (<https://tc39.es/ecma426/>). Maps that consist of sections have no
 /// `mappings`.
 #[derive(Deserialize)]
 struct Written {
@@ -32,7 +32,7 @@ struct Written {
     mappings: String,
 }
 
-/// The map as it is handed on.
+/// The reduced map.
 #[derive(Serialize)]
 struct Reduced {
     version: u32,
@@ -43,7 +43,7 @@ struct Reduced {
     mappings: String,
 }
 
-/// The map without what no stack trace shows; `None` when it is no map, or over a limit: stacks
+/// The map without what no stack trace shows; `None` when it is invalid or over a limit, and stacks
 /// then name the bundle's own lines.
 pub(crate) fn reduced(map: &[u8]) -> Option<Vec<u8>> {
     if map.len() > MAX_MAP_BYTES {
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_stack_needs_stays_and_the_rest_goes() {
+    fn reducing_a_map_keeps_what_stacks_need() {
         let map = br#"{"version":3,"file":"main.js","sources":["../src/a.ts",null],"sourceRoot":"x",
             "sourcesContent":["secret text",null],"names":["one","two"],"mappings":"AAAAA,CCA","x_more":[{}]}"#;
         let expected = r#"{"version":3,"sources":["../src/a.ts",null],"sourceRoot":"x","names":["",""],"mappings":"AAAAA,CCA"}"#;
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_map_or_over_a_limit_is_none() {
+    fn an_invalid_or_too_large_map_is_rejected() {
         let with = |mappings: &str, sources: &str, names: &str| {
             let map = format!(
                 r#"{{"version":3,"sources":[{sources}],"names":[{names}],"mappings":"{mappings}"}}"#

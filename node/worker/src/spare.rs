@@ -18,22 +18,22 @@ use crate::logs::cut;
 use crate::serve::{End, Server};
 use crate::state::Worker;
 
-/// Messages that wait for the supervisor to read; it reads all the time.
+/// Messages that may wait for the supervisor, which reads continuously.
 const OUTBOX_MESSAGES: usize = 1024;
-/// Messages of the supervisor that wait for the serving loop, each with its descriptors. Of more,
-/// the socket keeps the rest: the supervisor sends one for each vault or gateway that it starts
-/// again, and one to stop.
+/// Messages of the supervisor that may wait for the serving loop, each with its descriptors; the
+/// socket holds any others. The supervisor sends one for each restarted vault or gateway, and one
+/// to stop.
 const INBOX_MESSAGES: usize = 4;
 
-/// How long a worker that ends waits for its last words to be read.
+/// How long an ending worker waits until its last messages are read.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
 type Socket = Control<FromWorker, ToWorker>;
 
-/// A message of the supervisor with the descriptors that came with it.
+/// A message of the supervisor with its descriptors.
 pub(crate) type Order = (ToWorker, Vec<OwnedFd>);
 
-/// A worker without a function, ready for its walls.
+/// A worker without a function, before its sandbox closes.
 pub(crate) struct Spare {
     engine: Engine,
     worker: Rc<Worker>,
@@ -45,13 +45,13 @@ pub(crate) struct Spare {
 /// Why a worker ends before it serves.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
-    /// What the supervisor sent is not what it should be.
+    /// The supervisor broke the protocol.
     #[error("{0}")]
     Protocol(String),
-    /// The function cannot be loaded: the tenant reads it.
+    /// The function cannot be loaded; the tenant reads the reason.
     #[error("{0}")]
     Function(String),
-    /// It went over a limit while loading.
+    /// The function exceeded a limit while loading.
     #[error(transparent)]
     Stopped(LoadError),
 }
@@ -60,7 +60,7 @@ impl Spare {
     /// Makes everything that needs files, threads or descriptors.
     ///
     /// # Errors
-    /// Something of it cannot be had.
+    /// One of these is unavailable.
     pub(crate) async fn start(platform: Platform) -> Result<Self, Box<dyn std::error::Error>> {
         let control: Arc<Socket> = Arc::new(Control::new(
             std::io::stdin().as_fd().try_clone_to_owned()?,
@@ -85,7 +85,7 @@ impl Spare {
         })
     }
 
-    /// Becomes the function that the supervisor says; returns the process's exit code.
+    /// Loads and runs the function that the supervisor sends; returns the process's exit code.
     pub(crate) async fn live(self, layers: Vec<LayerReport>) -> u8 {
         let Self {
             engine,
@@ -118,7 +118,7 @@ impl Spare {
                     }
                 }
             }
-            // Never used: nothing to finish.
+            // Stopped before use: nothing to finish.
             Ok(Some((ToWorker::Stop { .. }, _)) | None) => 0,
             Ok(Some((ToWorker::Channel(peer), _))) => {
                 tracing::error!(
@@ -132,8 +132,7 @@ impl Spare {
                 exit_code(Failure::WorkerLost)
             }
         };
-        // Its messages end with the last sender, and what it answers with the last handle of a
-        // stream.
+        // Its messages end with the last sender, and its answers with the last handle of a stream.
         worker.end();
         drop((worker, outbox));
         let last_words = async {
@@ -178,11 +177,11 @@ impl Spare {
     }
 }
 
-/// Reads the control channel into a queue, which costs nothing while it is silent.
+/// Reads the control channel into a queue, which costs nothing while the channel is silent.
 fn listen(control: Arc<Socket>) -> mpsc::Receiver<Order> {
     let (sender, inbox) = mpsc::channel(INBOX_MESSAGES);
     tokio::spawn(async move {
-        // An error ends the channel as its close does: the worker then ends.
+        // An error ends the channel like a close: the worker then ends.
         while let Ok(Some(order)) = control.recv().await {
             if sender.send(order).await.is_err() {
                 break;
@@ -192,7 +191,7 @@ fn listen(control: Arc<Socket>) -> mpsc::Receiver<Order> {
     inbox
 }
 
-/// Says why serving ended.
+/// Reports why serving ended.
 fn farewell(end: End, outbox: &mpsc::Sender<FromWorker>) -> u8 {
     match end {
         End::Stopped => 0,

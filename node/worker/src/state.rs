@@ -1,8 +1,8 @@
 //! The worker's state: requests, and what belongs to each.
 //!
-//! Everything here belongs to a request and ends with it. Nothing waits: what takes time is a
-//! future in `work`, whose end becomes an [`Event`] for the function's side. Only [`crate::serve`]
-//! runs turns.
+//! Everything here belongs to a request and ends with it. Nothing waits: an operation that takes
+//! time is a future in `work`, and its completion becomes an [`Event`] for the function's side.
+//! Only [`crate::serve`] runs turns.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -30,27 +30,27 @@ use crate::logs::Logs;
 use crate::past::Past;
 use crate::timers::Timers;
 
-/// Answered requests that wait for promises given to `waitUntil`. They hold no place, or callers
-/// could fill all places with them; but each keeps its head, up to 48 KiB, and what the function
-/// keeps for it.
+/// Answered requests that may wait for promises given to `waitUntil`. They hold no slot, or they
+/// could keep callers out of all slots; but each keeps its head, up to 48 KiB, and what the
+/// function keeps for it.
 const MAX_WAITING: usize = 128;
 
-/// Status that only the vault sends: it refused.
+/// Status that only the vault sends, for a refusal.
 const REFUSED: u16 = 0;
 
-/// The state behind the operations.
+/// The state behind the operations; the serving loop and the operations share it.
 pub(crate) struct Worker {
     pub(crate) state: RefCell<State>,
-    /// What happened and was not yet told to the function's side. Apart from the state, so that
-    /// telling needs no borrow.
+    /// Events that are not delivered yet. They are separate from the state, so that delivering them
+    /// needs no borrow.
     events: RefCell<VecDeque<Event>>,
-    /// The time of this round of the loop.
+    /// The time of the loop's current round.
     pub(crate) now: Cell<Instant>,
-    /// Events are delivered: the function is loaded and served.
+    /// Whether events are delivered: the function is loaded and served.
     pub(crate) serving: Cell<bool>,
 }
 
-/// Everything that changes.
+/// All mutable state.
 pub(crate) struct State {
     pub(crate) limits: Limits,
     pub(crate) bindings: Vec<String>,
@@ -70,17 +70,17 @@ pub(crate) struct State {
     pub(crate) ready: VecDeque<Done>,
     pub(crate) logs: Logs,
     pub(crate) outcomes: Vec<Outcome>,
-    /// When they are said at the latest.
+    /// When the outcomes must be reported at the latest.
     pub(crate) outcomes_due: Option<Instant>,
     pub(crate) outbox: mpsc::Sender<FromWorker>,
 }
 
-/// A body, and the future that has it at the moment.
+/// A body, and the future that currently uses it.
 pub(crate) struct Held<T> {
     pub(crate) owner: RequestId,
     pub(crate) body: Option<T>,
     pub(crate) busy: Option<AbortHandle>,
-    /// All of it is asked for in one piece.
+    /// All of the body is requested in one piece.
     pub(crate) is_whole: bool,
 }
 
@@ -97,7 +97,7 @@ impl<T> Held<T> {
 
 impl<T> Drop for Held<T> {
     fn drop(&mut self) {
-        // The future has the body: dropping the future drops it.
+        // The future owns the body: dropping the future drops it.
         if let Some(busy) = &self.busy {
             busy.abort();
         }
@@ -106,7 +106,7 @@ impl<T> Drop for Held<T> {
 
 /// A request under way.
 pub(crate) struct Request {
-    /// The `:request` field: what it is called outside.
+    /// The `:request` field: the request's id outside of this worker.
     pub(crate) name: String,
     pub(crate) head: RequestHead,
     pub(crate) reply: Option<Reply>,
@@ -115,32 +115,32 @@ pub(crate) struct Request {
     pub(crate) began: Instant,
     pub(crate) cpu: Duration,
     pub(crate) subrequests: u32,
-    /// Promises given to `waitUntil` that are not settled.
+    /// Number of promises given to `waitUntil` that are not settled.
     pub(crate) waiting: u32,
-    /// Nobody needs to be told anything more about the response.
+    /// The response is over, and needs no further report.
     pub(crate) answered: bool,
     pub(crate) wants_cancel: bool,
-    /// Its `Cancelled` event waits to be told: until then it is not over.
+    /// Its `Cancelled` event is not delivered yet: until then the request has not ended.
     pub(crate) cancel_due: bool,
     pub(crate) failure: Option<(Failure, String)>,
 }
 
-/// The end of something that took time.
+/// The completion of an operation.
 pub(crate) enum Done {
-    /// With the body, when there may be more of it.
+    /// A piece, with the body when there may be more of it.
     Pulled(Handle, Option<RecvBody>, Piece),
     Written(Handle, SendBody, Result<(), StreamError>),
-    /// A call that waited for its stream, with its body.
+    /// A waiting call got its stream, with its body.
     Opened(Handle, Result<Exchange, StreamError>, CallBody),
     Answered(Handle, Result<(ResponseHead, RecvBody), StreamError>),
     /// A response is over, or a promise of a request has settled.
     Responded(RequestId),
-    /// A piece was given for a body that nobody wants any more.
+    /// A piece was sent for a body that is not wanted any more.
     Unwanted(Handle),
 }
 
 impl Worker {
-    /// A worker without a function.
+    /// Makes the state of a worker without a function.
     pub(crate) fn new(outbox: mpsc::Sender<FromWorker>) -> Rc<Self> {
         let now = Instant::now();
         let limits = Limits {
@@ -179,7 +179,7 @@ impl Worker {
         })
     }
 
-    /// The function is known.
+    /// Sets the function's limits and bindings.
     pub(crate) fn configure(&self, limits: Limits, bindings: Vec<String>, vault: Opener) {
         let mut state = self.state.borrow_mut();
         state.limits = limits;
@@ -187,13 +187,13 @@ impl Worker {
         state.vault = Some(vault);
     }
 
-    /// Outgoing calls go through this channel from now on.
+    /// Sends outgoing calls through this channel from now on.
     pub(crate) fn set_vault(&self, vault: Opener) {
         self.state.borrow_mut().vault = Some(vault);
     }
 
-    /// Takes a request in; over the limit it is sent back. Among too many that wait, the one that
-    /// came first ends.
+    /// Accepts a request; over the limit it is sent back. If too many requests wait, the oldest of
+    /// them ends.
     pub(crate) fn accept(&self, incoming: Incoming) {
         let Incoming {
             head, body, reply, ..
@@ -244,7 +244,7 @@ impl Worker {
         self.events.borrow_mut().push_back(event);
     }
 
-    /// What is to be told next.
+    /// The next event to deliver.
     pub(crate) fn next_event(&self) -> Option<Event> {
         let event = self.events.borrow_mut().pop_front();
         if let Some(Event::Cancelled { request }) = &event
@@ -255,8 +255,8 @@ impl Worker {
         event
     }
 
-    /// Sends requests back of which the function has not heard yet: the worker ends, and another
-    /// one may take them.
+    /// Sends back requests that were not delivered to the function yet: the worker ends, and
+    /// another worker may take them.
     pub(crate) fn refuse_undispatched(&self) {
         let mut state = self.state.borrow_mut();
         for event in self.events.borrow_mut().drain(..) {
@@ -269,12 +269,12 @@ impl Worker {
         }
     }
 
-    /// Whether there is something to tell.
+    /// Whether there is an event to deliver.
     pub(crate) fn has_events(&self) -> bool {
         !self.events.borrow().is_empty() || !self.state.borrow().ready.is_empty()
     }
 
-    /// Lets go of everything: the worker ends.
+    /// Releases everything: the worker ends.
     pub(crate) fn end(&self) {
         let mut state = self.state.borrow_mut();
         state.say_outcomes();
@@ -285,22 +285,22 @@ impl Worker {
         }
         state.work.clear();
         state.vault = None;
-        // The engine lives on and has us: what waits for our last message must hear that there is
-        // none.
+        // The engine lives on and holds this state: receivers of our messages must see the channel
+        // closed.
         state.outbox = mpsc::channel(1).0;
     }
 
-    /// Requests under way.
+    /// Number of requests under way.
     pub(crate) fn under_way(&self) -> usize {
         self.state.borrow().requests.len()
     }
 
-    /// Sets the time by which timers and deadlines are judged.
+    /// Sets the time for timers and deadlines.
     pub(crate) fn set_now(&self, now: Instant) {
         self.now.set(now);
     }
 
-    /// Timers that are due are told; requests over their time are ended.
+    /// Delivers the timers that are due, and ends requests that are over their time.
     pub(crate) fn time_passed(&self) {
         let now = self.now.get();
         let mut state = self.state.borrow_mut();
@@ -323,19 +323,19 @@ impl Worker {
         }
     }
 
-    /// Ends a request from outside: resets its response if that is not over, and lets go of all it
-    /// has.
+    /// Ends a request from outside: resets its response if that is not over, and releases all that
+    /// belongs to it.
     pub(crate) fn abort(&self, request: RequestId, failure: Failure, message: &str) {
         self.state.borrow_mut().give_up(request, failure, message);
         self.finish(request);
     }
 
-    /// Says the outcomes that wait.
+    /// Reports the waiting outcomes.
     pub(crate) fn say_outcomes(&self) {
         self.state.borrow_mut().say_outcomes();
     }
 
-    /// Takes a request that is over out of the books, and reports it.
+    /// Removes an ended request, and reports its outcome.
     fn finish(&self, id: RequestId) {
         let mut state = self.state.borrow_mut();
         let Some(request) = state.requests.remove(&id) else {
@@ -371,7 +371,7 @@ impl Worker {
         }
     }
 
-    /// Finishes `request` if its response and all its promises are.
+    /// Finishes `request` if its response is over and all its promises are settled.
     fn finish_if_over(&self, request: RequestId) {
         let over = self
             .state
@@ -384,12 +384,12 @@ impl Worker {
         }
     }
 
-    /// What became of the turn of `request`: called after each, when its account is settled.
+    /// Called after each turn of `request`, when its account is settled.
     pub(crate) fn after_turn(&self, request: RequestId) {
         self.finish_if_over(request);
     }
 
-    /// The end of something, if there is one.
+    /// The completion of an operation, if there is one.
     pub(crate) fn poll_done(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state.borrow_mut();
         let done = match state.ready.pop_front() {
@@ -451,7 +451,7 @@ impl Worker {
         }
     }
 
-    /// A piece of a body was taken, or its reader has gone: nothing more is wanted.
+    /// A piece of a body was taken, or its reader has left and wants no more.
     fn written(&self, handle: Handle, body: SendBody, is_wanted: bool) {
         let mut state = self.state.borrow_mut();
         let Some(held) = state.sending.get_mut(&handle) else {
@@ -503,7 +503,7 @@ impl Worker {
         self.tell(event);
     }
 
-    /// Requests whose callers have gone away are told and, when nothing keeps them, ended.
+    /// Notifies requests whose callers have left, and ends those that nothing keeps.
     pub(crate) fn poll_cancelled(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state.borrow_mut();
         let State {
@@ -563,13 +563,13 @@ impl Worker {
 }
 
 impl State {
-    /// Requests whose responses are not over.
+    /// Number of requests whose responses are not over.
     fn unanswered(&self) -> usize {
         let requests = self.requests.values();
         requests.filter(|request| !request.answered).count()
     }
 
-    /// Of more than [`MAX_WAITING`] that wait for promises, the one that came first.
+    /// The oldest request, if more than [`MAX_WAITING`] wait for promises.
     fn surplus_waiting(&self) -> Option<RequestId> {
         let waiting = |request: &Request| request.answered && request.waiting > 0;
         let waiting = self.requests.iter().filter(|(_, request)| waiting(request));

@@ -1,9 +1,9 @@
-//! Timers of the function: which are due, and what becomes of them when their request ends.
+//! Timers of the function: which are due, and which survive their request.
 //!
-//! An interval ends with its request. A timer that fires once stays for a while: a later request
-//! may wait for a promise that only this timer settles. Code that such a timer wakes finds that its
-//! request has ended as soon as it asks for anything more, a further timer included, so it comes to
-//! an end of its own.
+//! An interval ends with its request. A timer that fires once stays for a while, because a later
+//! request may wait for a promise that only this timer settles. Code that such a timer wakes gets
+//! an error as soon as it starts a call or a further timer, because its request has ended; so that
+//! code comes to an end by itself.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use hashbrown::HashMap;
 
 use crate::engine::ops::RequestId;
 
-/// Most timers at a time of requests that are under way, and of none: each holds a closure of the
+/// Most timers of running requests and of code outside of requests: each holds a closure of the
 /// function.
 const MAX_TIMERS: usize = 10_000;
 /// Most timers of requests that have ended.
@@ -59,7 +59,7 @@ impl Timers {
         true
     }
 
-    /// Stops a timer; returns whose it was.
+    /// Stops a timer; returns its owner.
     pub(crate) fn stop(&mut self, timer: u32) -> Option<RequestId> {
         let Timer {
             at, owner, is_kept, ..
@@ -69,7 +69,7 @@ impl Timers {
         Some(owner)
     }
 
-    /// When the next timer is due.
+    /// The time of the next timer.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.due.first().map(|(at, _)| *at)
     }
@@ -88,8 +88,8 @@ impl Timers {
         self.timers.values().any(|timer| timer.owner == owner)
     }
 
-    /// A request has ended. Returns the timers that will never fire: intervals, those that are due
-    /// later than any request that waits for them could last, and those for which there is no room.
+    /// A request has ended. Returns the timers that will never fire: intervals, timers that are due
+    /// later than any waiting request could last, and those beyond the limit.
     pub(crate) fn end(&mut self, owner: RequestId, now: Instant, longest: Duration) -> Vec<u32> {
         let mut dropped = Vec::new();
         for (number, timer) in &mut self.timers {
@@ -117,7 +117,7 @@ mod tests {
     const LONGEST: Duration = Duration::from_secs(30);
 
     #[test]
-    fn what_fires_once_outlives_its_request_and_intervals_do_not() {
+    fn one_shot_timers_outlive_their_request_and_intervals_do_not() {
         let now = Instant::now();
         let (soon, late) = (now + Duration::from_secs(1), now + Duration::from_secs(31));
         let mut timers = Timers::default();

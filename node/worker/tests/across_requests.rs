@@ -1,7 +1,7 @@
-//! What belongs to a request and outlives it: promises that later requests wait for, and code that
-//! goes on.
+//! State of a request that outlives it: promises that later requests wait for, and code that keeps
+//! running.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 
@@ -10,7 +10,7 @@ use casemate_wire::ResponseHead;
 use casemate_wire::control::Failure;
 use harness::{Function, answer, function, function_with, head, load, tell_apart, whole};
 
-/// Shares whatever the path names between all requests, and answers what it came to.
+/// Shares the object that the path names between all requests, and answers with its result.
 const SHARED: &str = r#"
     const url = "https://api.test/";
     const sleep = (ms) => new Promise((go) => setTimeout(go, ms));
@@ -55,7 +55,7 @@ async fn text(exchange: casemate_channel::Exchange) -> String {
 }
 
 #[tokio::test]
-async fn what_an_ended_request_shared_rejects_for_those_who_wait_for_it() {
+async fn promises_of_an_ended_request_reject_for_later_requests() {
     let mut worker = function(SHARED).await;
     for name in ["call", "body", "read", "sent"] {
         let first = ask(&worker, name, "first");
@@ -68,11 +68,11 @@ async fn what_an_ended_request_shared_rejects_for_those_who_wait_for_it() {
             };
             sending = Some(call.reply.send(&head, false));
         } else if name == "sent" {
-            // The window fills, and the function waits for room.
+            // The window fills, and the function waits for credit.
             call.body.next().await.unwrap().unwrap();
         }
         let second = ask(&worker, name, "second");
-        // The second request has begun to wait when a third, which does not wait, has its answer.
+        // The second request waits already when a third one, which does not wait, gets its answer.
         assert_eq!(worker.get("/idle").await.text(), "idle");
         drop(first);
         let error = "TypeError request_ended: the request that began ";
@@ -80,7 +80,7 @@ async fn what_an_ended_request_shared_rejects_for_those_who_wait_for_it() {
         assert!(shown.starts_with(error), "{name}: {shown}");
         assert!(shown.ends_with("a promise has settled"), "{name}: {shown}");
         drop(sending);
-        // Later requests hear of it too, at once.
+        // Later requests get the error at once.
         assert!(
             worker
                 .get(&format!("/{name}"))
@@ -100,7 +100,7 @@ async fn timers_of_an_ended_request_fire_once_more_and_its_code_comes_to_an_end(
     drop(first);
     assert_eq!(text(second).await, "ticked");
     assert_eq!(worker.get("/timer").await.text(), "ticked");
-    // Code that wakes after its request has ended can neither call nor wait again.
+    // Code that wakes after its request has ended can neither make a call nor set a timer.
     for name in ["retry", "late"] {
         let first = ask(&worker, name, "first");
         let call = match name {
@@ -133,14 +133,14 @@ async fn the_log_says_what_a_request_gave_up_and_code_that_goes_on_keeps_its_req
         line.message
     );
     assert!(line.message.contains("request_ended"), "{}", line.message);
-    // The handler's `catch`, in a request that is over.
+    // The handler's `catch` runs in a request that has ended.
     let line = worker.log().await;
     assert_eq!(
         (line.request.as_deref(), line.message.as_str()),
         (Some("first"), "request_ended")
     );
     drop(call);
-    // A call that somebody answers goes on as ever.
+    // A call that is answered completes normally.
     let answered = ask(&worker, "body", "second");
     let call = worker.vault.accept().await.unwrap();
     answer(call, 200, &[], "fine").await;
@@ -148,7 +148,7 @@ async fn the_log_says_what_a_request_gave_up_and_code_that_goes_on_keeps_its_req
 }
 
 #[tokio::test]
-async fn a_request_that_waits_for_nothing_of_its_own_hears_why_it_took_too_long() {
+async fn a_request_that_waits_for_nothing_of_its_own_learns_why_it_took_too_long() {
     let mut settings = load();
     settings.limits.wall_time_ms = 400;
     let mut worker = function_with(&[("main.js", SHARED.as_bytes())], settings).await;
@@ -168,7 +168,7 @@ async fn a_request_that_waits_for_nothing_of_its_own_hears_why_it_took_too_long(
     drop(call);
 }
 
-/// Every way by which code of the function comes to run, each with a line of the log.
+/// Every way in which the function's code can be entered, each with a line of the log.
 const ENTRIES: &str = r#"
     const empty = new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0]);
     addEventListener("unhandledrejection", (event) => {
@@ -228,7 +228,7 @@ const ENTRIES: &str = r#"
         },
     };"#;
 
-/// What [`ENTRIES`] logs, each at least once.
+/// The lines that [`ENTRIES`] logs, each at least once.
 const LINES: &[&str] = &[
     "handler",
     "microtask",

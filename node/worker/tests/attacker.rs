@@ -1,9 +1,7 @@
-//! The attacker that the end-to-end tests send against the vault's scrubbing can see what it claims
-//! to see.
+//! Validates the attacker of the end-to-end tests: it finds leaks where there are some.
 //!
-//! The vault is played here: one that leaks partial matches in each way, from which the attacker
-//! recovers the credential, and one that replaces complete matches alone, from which the attacker
-//! recovers nothing.
+//! The test plays the vault: with a vault that leaks partial matches in each way, the attacker
+//! recovers the credential; with a vault that replaces complete matches alone, it recovers nothing.
 
 mod harness;
 
@@ -21,16 +19,15 @@ const SECRET: &str = "sk_live_5e9a07c3";
 const KNOWN: &str = "sk_live_5e9a";
 const SCRUBBED: &str = "[scrubbed]";
 
-/// Replaces a text that ends inside the credential once so many bytes match, as a leaking scrubber
-/// did.
+/// Matching bytes from which a leaking scrubber replaces a text that ends inside the credential.
 const LEAKING_BYTES: usize = 8;
-/// What each further byte that matches costs a scrubber that spends time on partial matches. The
-/// attacker repeats a guess some thousand times in one body.
+/// Time that a leaking scrubber spends for each further matching byte. The attacker repeats a guess
+/// some thousand times in one body.
 const LEAKING_TIME: Duration = Duration::from_millis(5);
-/// What is seen in sizes and times depends on the machine's load: so often the attacker may try.
+/// Tries that the attacker has, because sizes and times depend on the machine's load.
 const MAX_TRIES: usize = 20;
 
-/// What a played vault does with partial matches.
+/// How a simulated vault treats partial matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scrubber {
     Sound,
@@ -40,7 +37,7 @@ enum Scrubber {
 use Scrubber::{Leaking, Sound};
 
 impl Scrubber {
-    /// Scrubs complete matches; a leaking scrubber also lines that end inside one.
+    /// Replaces complete matches; a leaking scrubber also replaces lines that end inside a match.
     fn scrub(self, text: &str) -> String {
         let scrub = |line: &str| {
             let is_part = line.len() >= LEAKING_BYTES && SECRET.starts_with(line);
@@ -54,8 +51,8 @@ impl Scrubber {
         lines.join("\n")
     }
 
-    /// How many bytes at the end of a text wait for more: by position, or, leaking, those that a
-    /// credential may begin with.
+    /// Number of bytes at the end of a text that are held back: by position, or, when leaking, the
+    /// bytes with which a credential may begin.
     fn holds_back(self, text: &[u8]) -> usize {
         let most = text.len().min(SECRET.len() - 1);
         match self {
@@ -68,7 +65,7 @@ impl Scrubber {
         }
     }
 
-    /// How long it takes to search a body of repeated guesses.
+    /// The time to search a body of repeated guesses.
     fn time(self, text: &str) -> Duration {
         let guess = text.split(' ').next().unwrap_or_default();
         let pairs = guess.bytes().zip(SECRET.bytes());
@@ -81,7 +78,7 @@ impl Scrubber {
     }
 }
 
-/// A vault with an upstream that returns text.
+/// A simulated vault, and an upstream that returns text.
 struct Played {
     scrubber: Scrubber,
     note: String,
@@ -151,7 +148,7 @@ fn respond(reply: casemate_channel::Reply, fields: Fields) -> SendBody {
     reply.send(&head, false)
 }
 
-/// What the attacker makes of a vault that scrubs like this, of so many letters.
+/// The letters that the attacker recovers from a vault with this scrubber.
 async fn recovered(
     worker: &mut Function,
     (way, path): (&str, &str),
@@ -207,7 +204,8 @@ async fn the_attacker_finds_a_leak_where_there_is_one_and_none_elsewhere() {
     ] {
         let found = recovered(&mut worker, (way, path), Leaking, letters).await;
         assert_eq!(found, SECRET, "{way}");
-        // The last letter makes a complete match, which may be seen; all before it must not.
+        // The last letter makes a complete match, which may be visible; the letters before it must
+        // not be.
         let found = recovered(&mut worker, (way, path), Sound, letters).await;
         assert_eq!(found, KNOWN, "{way}");
     }
@@ -232,8 +230,7 @@ async fn the_attacker_finds_a_leak_in_the_sizes_of_pieces_and_in_time() {
             assert!(tries < MAX_TRIES, "{way:?}: last {found}");
         }
         println!("{way:?}: found after {tries} tries");
-        // By chance one letter may stand out, hardly two, and those that do are hardly the right
-        // ones.
+        // One letter may stand out by chance, but hardly two, and rarely the right ones.
         let found = recovered(&mut worker, way, Sound, LETTERS).await;
         assert_ne!(found, SECRET[..KNOWN.len() + LETTERS], "{way:?}");
     }

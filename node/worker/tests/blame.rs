@@ -1,5 +1,5 @@
-//! Who pays for CPU time, and who is blamed when it runs out: requests of one function beside each
-//! other.
+//! Which request pays for CPU time, and which is blamed when it runs out, among concurrent requests
+//! of one function.
 
 mod harness;
 
@@ -7,8 +7,8 @@ use casemate_wire::control::Failure;
 use casemate_wire::control::worker::FromWorker;
 use harness::{Function, function, function_with, head, load, tell_apart};
 
-/// CPU time that a process has taken so far, in ms; also of one that has ended and is not yet
-/// waited for.
+/// CPU time that a process has used, in ms; also of a process that has ended and was not waited
+/// for.
 fn process_cpu_ms(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process of ours");
     // After the name in parentheses: user and system time are the 12th and 13th field, in ticks of
@@ -19,7 +19,7 @@ fn process_cpu_ms(pid: u32) -> u64 {
     (ticks(11) + ticks(12)) * 10
 }
 
-/// Opens a request of this name that the test does not wait for.
+/// Opens a request of this name whose answer the test does not wait for.
 fn open(worker: &Function, name: &str) -> casemate_channel::Exchange {
     let request = head("GET", &format!("https://fn.test/{name}"));
     worker.open(tell_apart(request, name), true)
@@ -56,7 +56,7 @@ async fn cryptography_of_four_requests_stops_at_the_limit_of_the_first() {
         "it has ended"
     );
     let used_ms = process_cpu_ms(pid) - before_ms;
-    // One limit of 400 ms, and what it takes to notice; four limits would be 1,600.
+    // One limit of 400 ms, and the time until it is noticed; four limits would be 1,600.
     assert!((390..1500).contains(&used_ms), "{used_ms} ms");
     assert_eq!(
         worker.child.wait().await.expect("a status").code(),
@@ -104,10 +104,10 @@ async fn cryptography_is_charged_to_the_request_that_asked_for_it() {
 #[tokio::test]
 async fn the_request_whose_code_overruns_is_blamed_and_not_its_neighbour() {
     let guilty = [
-        // Looking at an error that nobody handled runs code of the function.
+        // Inspecting an unhandled error runs code of the function.
         "Promise.reject(Object.defineProperty(new Error('x'), 'stack', { get() { for (;;); } }));",
         "addEventListener('unhandledrejection', () => { for (;;); }); Promise.reject(1);",
-        // What follows the platform's own asynchrony.
+        // Code that continues after the platform's own asynchrony.
         "await crypto.subtle.digest('SHA-256', new Uint8Array(1)); for (;;);",
         "const { port1, port2 } = new MessageChannel(); port1.onmessage = () => { for (;;); }; port2.postMessage(0);",
         "AbortSignal.timeout(1).onabort = () => { for (;;); };",
@@ -126,7 +126,7 @@ async fn the_request_whose_code_overruns_is_blamed_and_not_its_neighbour() {
         settings.limits.cpu_time_ms = 200;
         let files: [(&str, &[u8]); 2] = [("main.js", source.as_bytes()), ("spin.js", b"for (;;);")];
         let mut worker = function_with(&files, settings).await;
-        // The neighbour has used more by then.
+        // The neighbour has used more CPU time by then.
         let _open = ["neighbour", "guilty", "bystander"].map(|name| open(&worker, name));
         let outcome = worker.outcome().await;
         assert_eq!(
@@ -142,7 +142,7 @@ async fn the_request_whose_code_overruns_is_blamed_and_not_its_neighbour() {
 
 #[tokio::test]
 async fn code_of_no_request_that_overruns_is_blamed_on_no_request() {
-    // The listener belongs to the module, whoever sends the message.
+    // The listener belongs to the module, whichever request sends the message.
     let source = r#"
         const { port1, port2 } = new MessageChannel();
         port1.onmessage = () => { for (;;); };

@@ -1,6 +1,6 @@
-//! Outgoing calls: `fetch`, capabilities, redirects, refusals, and a vault that lies.
+//! Outgoing calls: `fetch`, capabilities, redirects, refusals, and a hostile vault.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 
@@ -51,7 +51,7 @@ async fn a_plain_call_carries_the_request_and_no_binding() {
 }
 
 #[tokio::test]
-async fn calls_carry_the_hops_of_their_request_and_the_function_has_no_say() {
+async fn calls_carry_the_hops_of_their_request_and_the_function_cannot_set_them() {
     let source = r#"export default {
         async fetch(request) {
             const seen = [...request.headers].filter(([name]) => name.includes("hops"));
@@ -183,7 +183,7 @@ async fn a_redirect_leaves_the_capability_behind_at_another_origin() {
             (fields.text("x-kept"), fields.text("content-type")),
             (Some("z"), None)
         );
-        // Back to the binding's origin: the capability does not come back.
+        // Back at the binding's origin, the capability is not restored.
         answer(third, 302, &[("location", "https://api.stripe.test/d")], "").await;
         let fourth = vault.accept().await.unwrap();
         assert_eq!(fourth.head.fields.text(":binding"), None);
@@ -282,8 +282,7 @@ async fn a_refusal_can_be_caught_and_uncaught_it_is_no_exception() {
         "{}",
         outcome.message
     );
-    // An upstream that fails is an exception, not a denial: nothing in the release is to be
-    // changed.
+    // A failing upstream is an exception, not a denial: no change of the release would help.
     let unreachable = [(":error", "upstream_dns"), (":message", "no such name")];
     let mut worker =
         function("export default { async fetch(request) { return await fetch(request.url); } };")
@@ -292,7 +291,7 @@ async fn a_refusal_can_be_caught_and_uncaught_it_is_no_exception() {
     answer(worker.vault.accept().await.unwrap(), 0, &unreachable, "").await;
     assert!(exchange.response.head().await.is_err());
     assert_eq!(worker.outcome().await.failure, Some(Failure::Exception));
-    // A forged code does not pass for a refusal.
+    // A forged code does not count as a refusal.
     let mut worker = function("export default { fetch() { throw Object.assign(new TypeError('x'), { code: 'egress_denied' }); } };").await;
     worker
         .ask(head("GET", "https://a.test/"))
@@ -413,20 +412,20 @@ async fn calls_are_counted_aborted_and_end_with_their_request() {
 }
 
 #[tokio::test]
-async fn a_vault_that_goes_away_or_talks_nonsense_costs_calls_not_the_worker() {
+async fn a_vault_that_ends_or_breaks_the_protocol_costs_calls_not_the_worker() {
     let source = r#"export default {
         async fetch() {
             const error = await fetch("https://a.test/").then((r) => r.text()).catch((error) => error);
             return new Response(`${error.name} ${error.code}`);
         },
     };"#;
-    // Breaks off in the middle of a body.
+    // The vault breaks off in the middle of a body.
     let mut worker = function(source).await;
     let exchange = worker.open(head("GET", "https://fn.test/"), true);
     drop(half_an_answer(&mut worker.vault).await);
     assert_eq!(said(exchange).await, "TypeError call_failed");
 
-    // A status that no response has, and headers that no network lets through.
+    // An invalid status, and headers that HTTP does not allow.
     for status in [1, 99, 101, 600, u16::MAX] {
         let exchange = worker.open(head("GET", "https://fn.test/"), true);
         let incoming = worker.vault.accept().await.unwrap();
@@ -437,7 +436,7 @@ async fn a_vault_that_goes_away_or_talks_nonsense_costs_calls_not_the_worker() {
         assert_eq!(answer.status, 200, "{status}");
     }
 
-    // Gone.
+    // The vault is gone.
     let Function {
         gateway,
         vault,
@@ -461,12 +460,12 @@ async fn a_vault_that_goes_away_or_talks_nonsense_costs_calls_not_the_worker() {
     assert_eq!(worker.get("/").await.text(), "TypeError vault_unavailable");
 }
 
-/// Calls that may fail before a worker has taken its new channel.
+/// Most calls that may fail before a worker has taken its new channel.
 const MAX_TRIES: usize = 10_000;
 
 impl Function {
-    /// Plays a vault or a gateway that was started again: its end of a new channel, and what ends
-    /// that as a kill would.
+    /// Plays a restarted vault or gateway: returns its end of a new channel, and a handle that ends
+    /// the channel as a kill would.
     async fn rewire(&self, peer: Peer) -> (OwnedFd, UnixStream) {
         let (ours, theirs) = casemate_channel::pair().unwrap();
         let channel = ToWorker::Channel(peer);
@@ -478,7 +477,7 @@ impl Function {
         (ours, kill)
     }
 
-    /// A request whose function makes a call, which the vault answers. The worker may hear of its
+    /// Sends a request whose function makes a call, which the vault answers. The worker may get its
     /// new channel after the request: until then calls fail.
     async fn call_through(&mut self) {
         for _ in 0..MAX_TRIES {
@@ -507,7 +506,7 @@ async fn said(exchange: casemate_channel::Exchange) -> String {
 
 #[tokio::test]
 async fn a_worker_survives_its_vault_and_its_gateway() {
-    // What it counts, it would forget if it were started again.
+    // The worker would lose its count if it were restarted.
     let source = r#"let requests = 0;
     export default {
         async fetch(request) {
@@ -524,7 +523,7 @@ async fn a_worker_survives_its_vault_and_its_gateway() {
         let (vault, kill) = worker.rewire(Peer::Vault).await;
         worker.vault = casemate_channel::acceptor(vault).unwrap();
         worker.call_through().await;
-        // A call is under way, and so is a request that makes none.
+        // A call is under way, and so is a request without a call.
         let call = worker.open(head("GET", "https://fn.test/call"), true);
         let incoming = worker.vault.accept().await.unwrap();
         let still = worker.open(head("GET", "https://fn.test/still"), true);
@@ -537,7 +536,10 @@ async fn a_worker_survives_its_vault_and_its_gateway() {
         assert!(answer.text().ends_with("vault_unavailable"), "{death}");
         assert_eq!(worker.get("/").await.status, 200, "{death}");
         let (still, _body) = still.response.head().await.unwrap();
-        assert_eq!(still.status, 200, "{death}: it makes no call");
+        assert_eq!(
+            still.status, 200,
+            "{death}: a request without a call must succeed"
+        );
     }
     let (vault, _kill) = worker.rewire(Peer::Vault).await;
     worker.vault = casemate_channel::acceptor(vault).unwrap();

@@ -1,7 +1,6 @@
-//! Content codings: what a body is and what its fields say stay together, however a function hands
-//! them on.
+//! Content codings: a body and its fields stay consistent, however a function passes them on.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 
@@ -15,7 +14,7 @@ use harness::{Answer, Function, function, head, whole};
 
 const TEXT: &str = "the same text again and again ";
 
-/// Calls, and hands the answer on as the query says.
+/// Makes a call, and passes the answer on as the query says.
 const HAND_ON: &str = r#"export default {
     async fetch(request) {
         const { search } = new URL(request.url);
@@ -50,8 +49,7 @@ fn deflate(bytes: &[u8]) -> Vec<u8> {
 /// `hello, brotli`, stored: RFC 7932, section 9.
 const BROTLI: &[u8] = b"\x0b\x06\x80hello, brotli\x03";
 
-/// Asks for `url`, answers the call that comes of it, and shows what was asked for there and what
-/// came of it.
+/// Requests `url`, answers the resulting call, and returns the call's and the caller's view.
 async fn handed_on(
     worker: &mut Function,
     query: &str,

@@ -1,12 +1,12 @@
-//! Errors of the platform's own operations: each is what its standard says, and can be told apart
-//! by code.
+//! Errors of the platform's own operations: each is what its standard prescribes, and code can tell
+//! them apart.
 
 mod harness;
 
 use harness::function;
 
-/// Runs each of `jobs`, [expected constructor and name, what throws], and shows those that come to
-/// something else.
+/// Runs each of `jobs`, [expected constructor and name, throwing code], and shows those with
+/// another result.
 const REPORT: &str = r#"
 export default {
     async fetch() {
@@ -27,7 +27,7 @@ export default {
 async fn all_as_expected(jobs: &str) {
     let worker = function(&format!("const jobs = {jobs};{REPORT}")).await;
     assert_eq!(worker.get("/").await.text(), "{}");
-    // Errors cost nothing but their call.
+    // Errors cost no more than their call.
     assert_eq!(worker.get("/").await.text(), "{}");
 }
 

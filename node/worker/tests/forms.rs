@@ -1,12 +1,12 @@
-//! multipart/form-data in the spellings in which it is sent, and as it is damaged on its way.
+//! multipart/form-data in the spellings that clients send, and with damage.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 
 use harness::{Answer, Function, function, head};
 
-/// Shows the entries of a form, or why it is none.
+/// Shows the entries of a form, or why it is invalid.
 const SHOW: &str = r#"
     const bytes = async (file) => [...new Uint8Array(await file.arrayBuffer())];
     const show = async (form) => Promise.all([...form].map(async ([name, value]) =>
@@ -137,7 +137,7 @@ async fn forms_are_read_in_every_spelling() {
 }
 
 #[tokio::test]
-async fn what_is_no_whole_form_is_an_error() {
+async fn an_incomplete_form_is_an_error() {
     let worker = function(SHOW).await;
     let content_type = "multipart/form-data; boundary=b";
     let whole = "--b\r\nContent-Disposition: form-data; name=\"n\"\r\n\r\nvalue\r\n--b\r\n\
@@ -146,7 +146,7 @@ async fn what_is_no_whole_form_is_an_error() {
         post(&worker, content_type, whole).await,
         r#"[["n","value"],["m",["f","application/octet-stream",[]]]]"#
     );
-    // Wherever it breaks off, its end is missing.
+    // Wherever the form is cut off, its end is missing.
     for length in (0..whole.len()).step_by(3).chain([whole.len() - 1]) {
         let shown = post(&worker, content_type, &whole.as_bytes()[..length]).await;
         assert!(shown.starts_with("TypeError: "), "{length}: {shown}");

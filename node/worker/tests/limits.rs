@@ -21,7 +21,7 @@ async fn tight(source: &str) -> Function {
     function_with(&[("main.js", source.as_bytes())], settings).await
 }
 
-/// The worker must end itself because of `failure`, and say so to everybody.
+/// Asserts that the worker ends because of `failure`, and reports it to gateway and supervisor.
 async fn ends_with(source: &str, failure: Failure, code: i32) {
     let mut worker = tight(source).await;
     let answer = worker.ask(head("GET", "https://fn.test/")).await;
@@ -60,7 +60,7 @@ async fn cpu_time_in_a_builtin_that_ignores_being_stopped() {
     let mut settings = load();
     settings.limits.cpu_time_ms = 500;
     settings.limits.heap_mib = 1024;
-    // Sorting numbers will not do: V8 has vector instructions for it where the machine has.
+    // Sorting numbers would not do: V8 uses vector instructions for that on some machines.
     let source = r#"export default { fetch() { "\u00e9".repeat(8e7).normalize("NFD"); } };"#;
     let mut worker = function_with(&[("main.js", source.as_bytes())], settings).await;
     let first = worker.open(head("GET", "https://fn.test/"), true);
@@ -69,7 +69,7 @@ async fn cpu_time_in_a_builtin_that_ignores_being_stopped() {
     assert_eq!(
         first.response.head().await.unwrap_err(),
         StreamError::Closed,
-        "nobody is left to reset the stream"
+        "the ended worker cannot reset the stream"
     );
     let (last, status) = worker.end().await;
     let Some(FromWorker::Fatal { failure, begun, .. }) = last else {
@@ -132,7 +132,7 @@ async fn cpu_time_that_cryptography_takes_on_its_own_thread() {
     assert_eq!(status, Some(80));
 }
 
-/// The worker must end itself because of CPU time, before it is asked anything more.
+/// Asserts that the worker ends because of CPU time, without a request.
 async fn ends_unasked(control: &Control<ToWorker, FromWorker>, child: &mut Child, source: &str) {
     let last = receive(control).await;
     let why = matches!(
@@ -331,7 +331,7 @@ async fn wall_time_of_a_promise_that_nobody_resolves_spares_the_worker() {
 }
 
 #[tokio::test]
-async fn requests_that_wait_for_promises_hold_no_place_and_too_many_end_the_first() {
+async fn requests_that_wait_for_promises_hold_no_slot_and_too_many_end_the_oldest() {
     let mut settings = load();
     settings.limits.concurrency = 1;
     let source = r#"export default {
@@ -341,7 +341,7 @@ async fn requests_that_wait_for_promises_hold_no_place_and_too_many_end_the_firs
         },
     };"#;
     let mut worker = function_with(&[("main.js", source.as_bytes())], settings).await;
-    // The worker's bound of 128, one that is too many, and the one that comes next.
+    // The worker's limit of 128, one request beyond it, and the next one.
     for number in 0..130 {
         let name = number.to_string();
         let answer = worker.ask(tell_apart(head("GET", "https://fn.test/"), &name));

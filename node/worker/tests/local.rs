@@ -1,4 +1,4 @@
-//! `fetch` of URLs that lead nowhere outside: data: and blob:.
+//! `fetch` of URLs that stay within the isolate: data: and blob:.
 
 mod harness;
 
@@ -16,7 +16,7 @@ async fn data_and_blob_urls_are_read_without_a_call() {
                 return `${error.name}: ${error.message}`;
             }
         };
-        // Not even a request is needed.
+        // It works without a request.
         const atLoad = await show("data:,A");
         export default {
             async fetch(request, env) {
@@ -65,13 +65,13 @@ async fn data_and_blob_urls_are_read_without_a_call() {
 "post":"200 | text/plain;charset=US-ASCII | 65 | data:,A"
 "head":"200 | text/plain;charset=US-ASCII |  | data:,A"
 "noComma":"TypeError: fetch cannot read this data: URL: expected a comma before the data"
-"noBase64":"TypeError: fetch cannot read this data: URL: its data are no base64"
+"noBase64":"TypeError: fetch cannot read this data: URL: its data are not base64"
 "blob":"200 | text/x | 98,108,111,98 | BLOB"
 "made":"200 | text/x | 98,108,111,98 | BLOB"
 "blobPost":"TypeError: fetch reads blob: URLs with GET, not with POST"
 "binding":"fetch cannot reach data: URLs"
 "other":"TypeError: fetch cannot reach file: URLs"
-"revoked":"TypeError: fetch cannot read this blob: URL: it was revoked, or is none of this function"
+"revoked":"TypeError: fetch cannot read this blob: URL: it was revoked, or belongs to another function"
 "kept":"200 | text/x | 98,108,111,98 | BLOB"
 "wasm":true"#;
     assert_eq!(shown, expected);

@@ -1,7 +1,7 @@
-//! More calls at once than the channel to the vault carries: they wait, in their order, and none
-//! fails for it.
+//! More calls at once than the channel to the vault carries: they wait in order, and none fails for
+//! that.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 
@@ -9,7 +9,7 @@ use casemate_channel::Incoming;
 use casemate_wire::control::worker::Load;
 use harness::{Function, PATIENCE, answer, function_with, head, load, tell_apart, whole};
 
-/// Calls `count` times at once, `size` bytes each, and shows how often what came of it.
+/// Makes `count` calls at once, `size` bytes each, and shows how often each result occurred.
 const MANY: &str = r#"export default {
     async fetch(request) {
         const asked = new URL(request.url).searchParams;
@@ -54,7 +54,7 @@ async fn count(mut incoming: Incoming) {
     answer(incoming, 200, &[], length).await;
 }
 
-/// Asks for `count` calls, answers them, and shows what came of them and in which order they came.
+/// Requests `count` calls, answers them, and returns their results and their order.
 async fn many(worker: &mut Function, query: &str, calls: usize) -> (String, Vec<String>) {
     let url = format!("https://fn.test/?count={calls}&{query}");
     let exchange = worker.open(head("GET", &url), true);
@@ -129,7 +129,7 @@ async fn calls_beyond_the_streams_of_a_channel_wait_whatever_their_body() {
     }
 }
 
-/// Fills the channel, then makes one call more; that one can be aborted.
+/// Fills the channel, then makes one more call, which can be aborted.
 const ONE_MORE: &str = r#"export default {
     async fetch(request) {
         const { pathname } = new URL(request.url);

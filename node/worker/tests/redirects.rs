@@ -1,4 +1,4 @@
-//! Redirects of calls: what goes along with the next hop. The vault, played here, judges every hop
+//! Redirects of calls: what the next hop carries. The vault, which the test plays, judges every hop
 //! afresh.
 
 mod harness;
@@ -6,7 +6,7 @@ mod harness;
 use casemate_channel::Incoming;
 use harness::{CALLER, answer, call, function_with, load, whole};
 
-/// Where a call to `https://api.stripe.test/v1/a` is redirected, the next hop's URL, and whether
+/// The redirect target of a call to `https://api.stripe.test/v1/a`, the next hop's URL, and whether
 /// the origin is the same.
 const HOPS: &[(&str, &str, bool)] = &[
     ("https://other.test/x", "https://other.test/x", false),
@@ -54,7 +54,7 @@ const HOPS: &[(&str, &str, bool)] = &[
 
 const STATUSES: [u16; 5] = [301, 302, 303, 307, 308];
 
-/// Checks a hop: its method, its body, and what it carries.
+/// Checks a hop: its method, its body, and its fields.
 async fn check(hop: &mut Incoming, status: u16, url: &str, same_origin: bool, binding: bool) {
     let case = format!("{status} {url}");
     assert_eq!(hop.head.target, url, "{case}");
@@ -99,8 +99,7 @@ async fn a_capability_never_follows_to_another_origin_and_every_hop_is_asked_for
                     answer(first, status, &[("location", location)], "").await;
                     let mut second = vault.accept().await.unwrap();
                     check(&mut second, status, url, *same_origin, binding).await;
-                    // What the release does not allow, the vault refuses, whatever redirected
-                    // there.
+                    // The vault refuses what the release does not allow, even behind a redirect.
                     let refusal = [(":error", "egress_denied"), (":message", "not declared")];
                     answer(second, 0, &refusal, "").await;
                 })

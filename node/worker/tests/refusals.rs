@@ -1,7 +1,7 @@
-//! Refused calls: what the function reads, and what its caller is answered when the function does
-//! not catch it.
+//! Refused calls: the error that the function sees, and the answer of the caller if the function
+//! does not catch it.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 
@@ -23,7 +23,7 @@ async fn every_code_reaches_the_function_and_its_failure_the_caller() {
     let known = CallCode::ALL
         .iter()
         .map(|code| (code.name(), code.name(), code.failure()));
-    // A vault that was taken over may answer anything.
+    // A taken-over vault may send any code.
     let unknown = [("exceeded_cpu", "call_failed", Failure::Exception)];
     for (said, code, failure) in known.chain(unknown) {
         let refusal = [(":error", said), (":message", "because")];

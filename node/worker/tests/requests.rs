@@ -222,7 +222,7 @@ async fn a_large_echo_is_held_back_by_a_slow_reader_and_arrives_whole() {
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     assert!(
         !sender.is_finished(),
-        "4 MiB do not fit in credits and buffers: somebody gathers them"
+        "4 MiB exceed credits and buffers: the body is collected in memory"
     );
     let all = whole(&mut body).await.unwrap();
     assert_eq!(all.len(), PIECES * PIECE);
@@ -263,7 +263,7 @@ async fn a_caller_who_leaves_aborts_the_signal_and_cancels_the_stream() {
     }
     lines.sort();
     assert_eq!(lines, ["aborted", "cancelled"]);
-    // The listener is part of the request: it may call out.
+    // The listener is part of the request, so it may make calls.
     let left = worker.vault.accept().await.expect("a call");
     assert_eq!(left.head.fields.text(":request"), Some("r1"));
     harness::answer(left, 204, &[], "").await;

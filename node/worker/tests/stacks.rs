@@ -1,15 +1,14 @@
-//! Stacks lead to the tenant's own files: through the bundle's source map, and past the platform's
-//! frames.
+//! Stacks lead to the tenant's own files, through the bundle's source map and without the
+//! platform's frames.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;
 
 use casemate_wire::control::worker::FromWorker;
 use harness::{Function, archive, function_with, head, load, receive, send_load, spare};
 
-/// Line 2 comes from line 4 of `src/deep/thrower.ts`, line 4 from line 10 of `src/main.ts`, and so
-/// on.
+/// Line 2 maps to line 4 of `src/deep/thrower.ts`, line 4 to line 10 of `src/main.ts`, and so on.
 const MAIN: &str = r#"function thrower(message) {
   throw new Error(message);
 }
@@ -41,7 +40,7 @@ async fn mapped(map: &str) -> Function {
     function_with(&files, load()).await
 }
 
-/// What is logged for `path`, or what the outcome says where nothing is.
+/// The log line for `path`, or the outcome's message if nothing is logged.
 async fn told(worker: &mut Function, path: &str) -> String {
     let answer = worker
         .ask(head("GET", &format!("https://fn.test/{path}")))
@@ -114,7 +113,7 @@ async fn stacks_name_the_files_and_lines_of_the_sources() {
 }
 
 #[tokio::test]
-async fn a_map_that_is_none_or_lies_leaves_the_lines_of_the_bundle_or_does_no_harm() {
+async fn an_invalid_or_hostile_map_does_no_harm() {
     for map in [
         "",
         "{}",
@@ -151,7 +150,7 @@ async fn a_map_that_is_none_or_lies_leaves_the_lines_of_the_bundle_or_does_no_ha
 }
 
 #[tokio::test]
-async fn what_throws_at_load_is_told_with_its_place_in_the_sources() {
+async fn an_error_at_load_is_reported_with_its_position_in_the_sources() {
     let main = "function thrower(message) {\n  throw new Error(message);\n}\nthrower('at load');\n//# sourceMappingURL=main.js.map\n";
     let files = [
         ("main.js", main.as_bytes()),

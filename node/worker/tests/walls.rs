@@ -1,4 +1,4 @@
-//! What a function can reach: hostile functions, and hostile ends, through the real program.
+//! What a function can reach: hostile functions, and hostile peers, through the real program.
 
 mod harness;
 
@@ -98,10 +98,10 @@ async fn nothing_of_the_machinery_is_in_reach_and_the_platform_is_whole() {
 
 #[tokio::test]
 async fn call_sites_tell_where_code_runs_and_hand_out_none_of_it() {
-    // V8 hands out objects of frames up to the first in strict mode. deno_core compiles the
-    // platform's scripts strict, though they do not say so themselves; else the function would get
-    // hold of what our scripts trust. The platform's frames are not shown to the function at all.
-    // The spy is no frame itself.
+    // V8 exposes objects of frames up to the first in strict mode. deno_core compiles the
+    // platform's scripts as strict, although they do not declare it; otherwise the function could
+    // reach objects that our scripts trust. The platform's frames are hidden from the function
+    // altogether. The spy is not a frame itself.
     let source = r#"export default {
         fetch() {
             Error.prepareStackTrace = (error, sites) => sites;
@@ -138,7 +138,7 @@ async fn random_numbers_differ_between_workers_of_one_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_talks_nonsense_is_left() {
+async fn a_channel_to_a_gateway_that_breaks_the_protocol_is_closed() {
     use std::os::fd::AsFd;
     let (control, mut child) = spare().await;
     let (nonsense, theirs) = casemate_channel::pair().unwrap();

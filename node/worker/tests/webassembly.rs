@@ -156,7 +156,7 @@ async fn all_memories_together_have_the_limit_of_the_worker() {
         })
     );
     assert!(fatal && ending.1 == Some(81), "{ending:?}");
-    // The watch looks once in 5 ms of CPU time, in which a few more steps may be made.
+    // The watch checks once in 5 ms of CPU time, in which a few more steps may be made.
     let limit_mib = HEAP_MIB + WORKER_OVERHEAD_MIB;
     assert!(
         (HEAP_MIB * 3..=limit_mib + 4 * STEP_MIB).contains(&filled_mib),

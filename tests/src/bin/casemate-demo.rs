@@ -194,7 +194,6 @@ async fn tell(asked: Asked, story: &mut Story, folder: &Path) -> Result<()> {
 }
 
 /// Everything from the function's source to its callers, the same on every node.
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn play<N>(
     asked: Asked,
     story: &mut Story,
@@ -223,6 +222,17 @@ async fn play<N>(
     story.step("the tenant deploys: bundled, signed, uploaded, pushed, judged by the vault");
     block_in_place(|| fleet.deploy(&project))?;
 
+    show_calls(story, gateway, upstream).await?;
+    show_environment(story, gateway).await?;
+    change_versions(story, fleet, gateway, &project).await?;
+    if !asked.once {
+        linger(story, fleet, gateway, &project, asked.keep).await?;
+    }
+    Ok(())
+}
+
+/// A caller's requests, one of which uses the credential.
+async fn show_calls(story: &mut Story, gateway: SocketAddr, upstream: &Upstream) -> Result<()> {
     story.step("a caller asks");
     story.command(&format!(
         "curl -H 'Host: {FUNCTION_HOST}' http://{gateway}/"
@@ -250,7 +260,11 @@ async fn play<N>(
         .any(|seen| seen.header("authorization") == Some(&format!("Bearer {UPSTREAM_KEY}")));
     ensure!(injected, "the upstream saw no key");
     story.line("    The upstream saw the right key: the vault set it on the way out.");
+    Ok(())
+}
 
+/// The function's environment, in which no credential is.
+async fn show_environment(story: &mut Story, gateway: SocketAddr) -> Result<()> {
     story.step("what the function itself can see");
     story.command(&format!(
         "curl -H 'Host: {FUNCTION_HOST}' http://{gateway}/environment"
@@ -264,18 +278,28 @@ async fn play<N>(
     );
     story.shown("GET /environment, everything in its `env`", &environment);
     story.line("    A slot called “payments”, and no key.");
+    Ok(())
+}
 
+/// A deployment and a rollback, with requests under way.
+async fn change_versions<N>(
+    story: &mut Story,
+    fleet: &Fleet<N>,
+    gateway: SocketAddr,
+    project: &Path,
+) -> Result<()> {
     story.step("version 2 is deployed and rolled back while requests go on");
     let traffic = Traffic::start(gateway);
     story.command("sed -i 's/VERSION = \"1\"/VERSION = \"2\"/' casemate.toml");
+    let config = project.join("casemate.toml");
     let text = std::fs::read_to_string(&config)?.replace("VERSION = \"1\"", "VERSION = \"2\"");
     std::fs::write(&config, text)?;
-    block_in_place(|| fleet.deploy(&project))?;
+    block_in_place(|| fleet.deploy(project))?;
     story.shown("after the deployment", &until_version(gateway, "2").await?);
     block_in_place(|| {
         fleet
             .tenant
-            .ok(&project, &["rollback", "hello", "--wait", "60"], b"")
+            .ok(project, &["rollback", "hello", "--wait", "60"], b"")
     })?;
     story.shown("after the rollback", &until_version(gateway, "1").await?);
     let (calls, failed) = traffic.stop().await?;
@@ -283,10 +307,6 @@ async fn play<N>(
     story.line(&format!(
         "    {calls} requests went on meanwhile, none failed."
     ));
-
-    if !asked.once {
-        linger(story, fleet, gateway, &project, asked.keep).await?;
-    }
     Ok(())
 }
 

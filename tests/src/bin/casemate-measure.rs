@@ -74,7 +74,11 @@ async fn run() -> Result<()> {
             status["state"]["workers"]["spare"].as_u64() == Some(1)
                 && status["workers"].as_array().is_some_and(Vec::is_empty)
         };
-        block_in_place(|| fleet.node.wait_for("a spare and nobody else", SOON, spare))?;
+        block_in_place(|| {
+            fleet
+                .node
+                .wait_for("a spare and no other worker", SOON, spare)
+        })?;
         let started = Instant::now();
         let answer = caller::get(gateway, HOST, "/cold").await?;
         ensure!(answer.status == 200, "{}", answer.text());

@@ -101,7 +101,12 @@ async fn an_update_is_blessed_and_one_that_panics_is_taken_back() {
     // It ends at once, and a kernel without its first program panics.
     let change = ("casemate-init", "casemate-launch");
     updated
-        .push_in_vain("0.0.3", change, "0.0.2", "it did not come up in 3 tries")
+        .push_in_vain(
+            "0.0.3",
+            change,
+            "0.0.2",
+            "it did not become healthy in 3 tries",
+        )
         .await;
     // Somebody puts the first one back, which is signed as well.
     let back = |root: &fatfs::Dir<'_, &mut Cursor<Vec<u8>>>| {

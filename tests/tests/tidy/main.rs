@@ -10,6 +10,7 @@
 mod fail_closed;
 mod layers;
 mod manifests;
+mod proofs;
 mod purity;
 mod size;
 mod source;

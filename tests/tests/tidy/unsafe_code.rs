@@ -55,7 +55,7 @@ fn unsafe_stands_in_two_places_only() {
     let workspace = workspace.iter().find(|source| source.path == "Cargo.toml");
     let manifest: toml::Table = workspace.expect("it").text.parse().expect("a manifest");
     let lint = &manifest["workspace"]["lints"]["rust"]["unsafe_code"];
-    assert_eq!(lint.as_str(), Some("deny"), "the lint that this relies on");
+    assert_eq!(lint.as_str(), Some("deny"), "this rule relies on the lint");
     none(
         &sources(&[".rs"])
             .iter()

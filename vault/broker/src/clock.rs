@@ -1,11 +1,11 @@
-//! The vault's clocks: unix time, and the time since boot that nobody sets back.
+//! The vault's clocks: Unix time, and the monotonic time since boot.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use casemate_trust::Seconds;
 use rustix::time::{ClockId, clock_gettime};
 
-/// Unix time by the machine's clock, whatever that is worth; the judge has its own floor.
+/// Unix time by the machine's clock, which may be wrong; the judge has a floor of its own.
 pub(crate) fn unix() -> Seconds {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -19,7 +19,7 @@ pub(crate) fn boot_ms() -> u64 {
         + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
 }
 
-/// Which boot this is; empty where the kernel does not say, and then no lease survives a restart.
+/// The id of this boot; empty where the kernel has none, and then no lease survives a restart.
 pub(crate) fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map_or_else(|_| String::new(), |id| id.trim().to_owned())
@@ -27,7 +27,8 @@ pub(crate) fn boot_id() -> String {
 
 /// Unpredictable bytes from the kernel.
 pub(crate) fn random(bytes: &mut [u8]) {
-    // getrandom(2) blocks until it is seeded and does not fail after; without it nothing here may go on.
+    // getrandom(2) blocks until it is seeded and does not fail afterwards; without it the vault
+    // must not continue.
     let filled = ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), bytes);
     assert!(filled.is_ok(), "the kernel gives no random bytes");
 }

@@ -1,4 +1,4 @@
-//! `vault.toml`: the node's own settings. They come from the operator's file and from nowhere else.
+//! `vault.toml`: the node's own settings, which come from the operator's file alone.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,11 +9,11 @@ use casemate_sandbox::Access;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-/// A lease that was not said to last otherwise: a day.
+/// Default length of a lease: a day.
 const DEFAULT_LEASE_SECS: u64 = 24 * 60 * 60;
-/// The shortest: below it a moment without the control plane stops credentials.
+/// Shortest lease: with a shorter one, a moment without the control plane would stop credentials.
 const MIN_LEASE_SECS: u64 = 10;
-/// The longest: a stolen node uses credentials for so long.
+/// Longest lease: a stolen node can use credentials for so long.
 const MAX_LEASE_SECS: u64 = 30 * 24 * 60 * 60;
 
 #[derive(Debug, Deserialize)]
@@ -41,9 +41,9 @@ struct File {
 #[derive(Debug, Default, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Resolver {
-    /// Servers; none means the machine's own.
+    /// Name servers; none means the machine's own.
     pub(crate) servers: Vec<IpAddr>,
-    /// Names that are known without asking anybody.
+    /// Names that are resolved without a name server.
     pub(crate) hosts: BTreeMap<String, Vec<IpAddr>>,
 }
 
@@ -136,7 +136,7 @@ impl Config {
         })
     }
 
-    /// What stays open behind the walls.
+    /// Paths that stay accessible inside the sandbox.
     pub(crate) fn paths(&self) -> Vec<(&Path, Access)> {
         let system = [
             "/etc/resolv.conf",

@@ -1,4 +1,4 @@
-//! The supervisor's socket: what it carries is judged in order, what it asks is answered.
+//! The supervisor's socket: submitted objects are judged in order, and requests are answered.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -9,26 +9,27 @@ use casemate_trust::id::TenantId;
 use casemate_wire::control::parts::Part;
 use casemate_wire::control::vault::{Event, FromVault, Hello, ToVault};
 
-use crate::Closed;
 use crate::calls::Calls;
 use crate::config::Config;
+use crate::error::VaultError;
 use crate::signer;
-use crate::vault::{Vault, VaultError};
+use crate::text::cut;
+use crate::vault::Vault;
+use crate::walls::Closed;
 
-/// Events that wait to be sent; of more, those of the tenant that has most are dropped, and counted in its next one.
+/// Events that may wait to be sent; beyond this, events of the tenant that has most are dropped,
+/// and counted in its next event.
 const MAX_EVENTS: usize = 1024;
-/// Longest text for people in a message, bytes: the control plane hears half of it.
-const MAX_TEXT_BYTES: usize = 4096;
-/// How often a large message is tried again when there are no descriptors, and how long it is waited in between: calls that
-/// end give theirs back. A vault that finds none for so long is better started again.
+/// Tries to send a large message without free descriptors, and the pause in between: calls that end
+/// free theirs. A vault that finds none for so long had better be restarted.
 const MEMFD_TRIES: u32 = 100;
 const MEMFD_PAUSE: Duration = Duration::from_millis(100);
-/// How often a lease is looked at.
+/// Period at which the lease is checked.
 const LEASE_INTERVAL: Duration = Duration::from_secs(1);
 
 type Socket = Control<FromVault, ToVault>;
 
-/// Serves until the supervisor stops us or goes away.
+/// Serves until the supervisor stops the vault or disconnects.
 pub(crate) async fn serve(
     control: OwnedFd,
     vault: Vault,
@@ -56,7 +57,8 @@ pub(crate) async fn serve(
     };
     let mut hello = vault.hello(layers);
     greet(&control, &vault, &hello).await?;
-    // In a task of its own: a supervisor that does not read its socket stops this loop, and must not stop that.
+    // In a task of its own: a supervisor that does not read its socket blocks this loop, and must
+    // not block the checks of leases and expiry.
     let watched = calls.clone();
     tokio::spawn(async move {
         loop {
@@ -78,16 +80,18 @@ pub(crate) async fn serve(
                     if !handle(message, fds, &control, &vault, &calls).await? {
                         return Ok(());
                     }
-                    // The root has signed another key for the control plane: the old one is not to be trusted any longer.
+                    // The root has signed another key for the control plane: the old one must not
+                    // be trusted any longer.
                     let now = vault.hello(hello.layers.clone());
                     if now.control_key != hello.control_key {
                         hello = now;
                         tell(&control, &FromVault::Hello(Box::new(hello.clone()))).await?;
                     }
                 }
-                // Our supervisor is gone, and with it whoever could ask us anything.
+                // The supervisor is gone, and no other program can make requests.
                 Ok(None) => return Ok(()),
-                // It may have been taken over, or we have no descriptors left: calls go on.
+                // The supervisor may have been taken over, or the vault has no descriptors left:
+                // calls continue.
                 Err(error) if error.is_of_one_message() => {
                     if let Some(packets) = skipped.one_more(Instant::now()) {
                         tracing::warn!(%error, packets, "invalid control packets from the supervisor skipped");
@@ -181,7 +185,7 @@ async fn handle(
     Ok(true)
 }
 
-/// What a supervisor is told first: that the vault is open, and what all tenants run.
+/// The first messages to a supervisor: that the vault is open, and the plans of all tenants.
 async fn greet(control: &Socket, vault: &Vault, hello: &Hello) -> Result<(), ControlError> {
     tell(control, &FromVault::Hello(Box::new(hello.clone()))).await?;
     let mut has_plans = false;
@@ -199,7 +203,7 @@ async fn greet(control: &Socket, vault: &Vault, hello: &Hello) -> Result<(), Con
     }
 }
 
-/// Says what a tenant runs, if anything is known, in parts of which the supervisor acts on none before it has all. Whether
+/// Sends a tenant's plan, if it has one, in parts that take effect when complete. Returns whether
 /// there was a plan.
 async fn tell_plan(
     control: &Socket,
@@ -215,7 +219,7 @@ async fn tell_plan(
     Ok(true)
 }
 
-/// Says which image the machine is to run, if any.
+/// Sends the image that the machine is to run, if any.
 async fn tell_image(control: &Socket, vault: &Vault) -> Result<(), ControlError> {
     match vault.image() {
         Some(image) => tell(control, &FromVault::Image(image)).await,
@@ -223,8 +227,8 @@ async fn tell_image(control: &Socket, vault: &Vault) -> Result<(), ControlError>
     }
 }
 
-/// Says something to the supervisor. Nothing is too large to be said: lists go in parts, texts are cut, and tests hold the
-/// rest against the largest that the judge accepts.
+/// Sends a message to the supervisor. Every message fits: lists are sent in parts and texts are
+/// cut, and tests compare the rest with the largest objects that the judge accepts.
 async fn tell(control: &Socket, message: &FromVault) -> Result<(), ControlError> {
     let mut tries = 1;
     loop {
@@ -241,12 +245,6 @@ async fn tell(control: &Socket, message: &FromVault) -> Result<(), ControlError>
     }
 }
 
-/// A text for people that somebody else chose the length of, cut between characters.
-pub(crate) fn cut(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use casemate_trust::dsse::MAX_ENVELOPE_BYTES;
@@ -257,9 +255,9 @@ mod tests {
 
     use super::*;
 
-    /// Plans are held against their bound where they are made.
+    /// Plans are compared with their bound where they are made.
     #[test]
-    fn the_largest_of_everything_that_the_judge_accepts_can_be_said() {
+    fn the_largest_objects_that_the_judge_accepts_fit_into_messages() {
         let envelope = ToVault::Submit {
             id: u64::MAX,
             kind: ObjectKind::Manifest,
@@ -292,13 +290,5 @@ mod tests {
         for part in Part::cut(have) {
             encode(&FromVault::Have(Box::new(part))).unwrap();
         }
-    }
-
-    #[test]
-    fn a_text_is_cut_between_characters() {
-        assert_eq!(cut("short".into()), "short");
-        let long = cut("\u{e9}".repeat(MAX_TEXT_BYTES) + "x");
-        assert_eq!(long, "\u{e9}".repeat(MAX_TEXT_BYTES / 2));
-        assert_eq!(cut(format!("x{long}")).len(), MAX_TEXT_BYTES - 1);
     }
 }

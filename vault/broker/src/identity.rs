@@ -1,4 +1,4 @@
-//! Who this node is: its keys, its fleet, and the token until it is a member.
+//! The node's identity: its keys, its fleet, and the token until it is a member.
 
 use casemate_trust::id::FleetId;
 use casemate_trust::join::{JoinRequest, JoinToken};
@@ -9,9 +9,9 @@ use casemate_vault_core::keys::NodeKeys;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::vault::VaultError;
+use crate::error::VaultError;
 
-/// The identity as it is sealed at rest.
+/// The identity in its sealed form.
 #[derive(Serialize, Deserialize, Zeroize)]
 #[zeroize(drop)]
 #[serde(deny_unknown_fields)]
@@ -45,7 +45,7 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// A new node's, from its token.
+    /// Makes a new node's identity from its token.
     pub(crate) fn from_token(
         token: &JoinToken,
         random: casemate_trust::Random<'_>,
@@ -62,7 +62,7 @@ impl Identity {
         })
     }
 
-    /// From what was sealed.
+    /// Parses the unsealed bytes.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, VaultError> {
         let stored: Stored = serde_json::from_slice(bytes).map_err(|_| VaultError::Keys)?;
         let token = stored
@@ -83,12 +83,12 @@ impl Identity {
         })
     }
 
-    /// To be sealed.
+    /// Encodes the identity, to be sealed.
     pub(crate) fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
         self.sealable(self.token.as_ref())
     }
 
-    /// To be sealed as a member's, if it is still a newcomer's.
+    /// Encodes the identity as a member's, if the node is not a member yet.
     pub(crate) fn to_bytes_as_member(&self) -> Option<Zeroizing<Vec<u8>>> {
         self.token.as_ref().map(|_| self.sealable(None))
     }
@@ -108,7 +108,7 @@ impl Identity {
         Zeroizing::new(serde_json::to_vec(&stored).expect("keys and names are JSON"))
     }
 
-    /// Takes a newer token, for a node that never became a member with the one before.
+    /// Uses a newer token, if the node never became a member with the one before.
     pub(crate) fn renew(&mut self, token: &JoinToken) -> Result<bool, VaultError> {
         let key = token.key().map_err(|_| VaultError::Keys)?;
         let same = self
@@ -125,7 +125,7 @@ impl Identity {
         Ok(true)
     }
 
-    /// The signed request to become a member; `None` once it is one.
+    /// The signed request to become a member; `None` once the node is one.
     pub(crate) fn join_request(&self) -> Option<Vec<u8>> {
         let token = self.token.as_ref()?;
         let request = JoinRequest {
@@ -138,7 +138,7 @@ impl Identity {
         Some(request.sign(&[token, self.keys.identity()]).to_bytes())
     }
 
-    /// The token has done its work.
+    /// Forgets the token, because the node is a member now.
     pub(crate) fn forget_token(&mut self) {
         self.token = None;
     }

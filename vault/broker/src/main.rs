@@ -6,20 +6,21 @@ mod calls;
 mod clock;
 mod config;
 mod control;
+mod error;
 mod identity;
 mod plan;
 mod signer;
+mod text;
 mod vault;
+mod walls;
 
 use std::alloc::System;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use casemate_channel::Control;
 use casemate_config::{EXIT_IO, EXIT_SOFTWARE, EXIT_UNAVAILABLE, EXIT_USAGE};
-use casemate_sandbox::{LayerReport, Profile, SandboxError};
 use casemate_wire::control::vault::{FromVault, ToVault};
 use clap::Parser;
 use zeroizing_alloc::ZeroAlloc;
@@ -27,8 +28,9 @@ use zeroizing_alloc::ZeroAlloc;
 use crate::config::Config;
 use crate::vault::Vault;
 
-/// Wipes memory when it is freed. TLS, HTTP and formatting copy what they are given and free their copies as they are;
-/// wiping our own types alone would leave those. Buffers of open connections keep their contents until they are freed.
+/// Wipes memory when it is freed. TLS, HTTP and formatting copy secrets and free their copies
+/// unwiped, so wiping our own types alone would not suffice. Buffers of open connections keep their
+/// contents until they are freed.
 #[global_allocator]
 static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
@@ -61,8 +63,9 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(mistakes) => return fail(EXIT_USAGE, Some(control), mistakes.to_string()),
     };
-    // Walls before anything of the network or the disk's is read: Landlock holds for threads started later.
-    let closed = match close_in(&config) {
+    // The sandbox closes before anything from the network or the disk is read: Landlock applies to
+    // threads that start later.
+    let closed = match walls::close_in(&config) {
         Ok(closed) => closed,
         Err(message) => return fail(EXIT_UNAVAILABLE, Some(control), message),
     };
@@ -88,52 +91,14 @@ fn main() -> ExitCode {
         match control::serve(control, vault, &config, closed).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                tracing::error!(error = %error, cause = ?std::error::Error::source(&error), "the vault ends");
+                tracing::error!(error = %error, cause = ?std::error::Error::source(&error), "the vault ended with an error");
                 ExitCode::from(error.exit_code())
             }
         }
     })
 }
 
-/// What closing in came to.
-struct Closed {
-    layers: Vec<LayerReport>,
-    /// How many this process may hold.
-    descriptors: u64,
-}
-
-fn close_in(config: &Config) -> Result<Closed, String> {
-    // The first look at a clock finds the vDSO by a call that the walls stop.
-    let _now = clock::boot_ms();
-    // Rules are for what exists.
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&config.state);
-    made.map_err(|error| format!("cannot make {}: {error}", config.state.display()))?;
-    let failed = |error: SandboxError| {
-        let cause = std::error::Error::source(&error)
-            .map_or_else(String::new, |cause| format!(": {cause}"));
-        format!("cannot close the sandbox: {error}{cause}")
-    };
-    let descriptors = casemate_sandbox::raise_descriptors().map_err(failed)?;
-    let layers = casemate_sandbox::close_with(Profile::Vault, &config.paths()).map_err(failed)?;
-    let missing = casemate_sandbox::missing(&config.require, &layers)
-        .map_err(|unknown| unknown.to_string())?;
-    if missing.is_empty() {
-        Ok(Closed {
-            layers,
-            descriptors,
-        })
-    } else {
-        Err(format!(
-            "layers that `require` names are not in force: {}",
-            missing.join(", ")
-        ))
-    }
-}
-
-/// Says why to the log and, if there is one, to the supervisor.
+/// Reports the reason to the log and, if there is one, to the supervisor.
 fn fail(code: u8, control: Option<OwnedFd>, message: String) -> ExitCode {
     tracing::error!("{message}");
     let tell = || -> Option<()> {
@@ -143,11 +108,11 @@ fn fail(code: u8, control: Option<OwnedFd>, message: String) -> ExitCode {
             .ok()?;
         runtime.block_on(async {
             let control: Control<FromVault, ToVault> = Control::new(control?).ok()?;
-            let message = control::cut(message);
+            let message = text::cut(message);
             control.send(&FromVault::Failed { message }, &[]).await.ok()
         })
     };
-    // Nobody to tell it to: the log has it.
+    // Without a supervisor, the log has the message.
     let _told = tell();
     ExitCode::from(if code == 0 { EXIT_IO } else { code })
 }

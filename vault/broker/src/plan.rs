@@ -1,4 +1,4 @@
-//! What a tenant runs here, as the supervisor needs to know it.
+//! The plan of a tenant: the functions that it runs here, in the form for the supervisor.
 
 use casemate_trust::id::TenantId;
 use casemate_trust::judge::Judge;
@@ -10,11 +10,11 @@ use casemate_wire::control::parts::size;
 use casemate_wire::control::vault::{FunctionPlan, LostHost, Plan};
 use casemate_wire::control::worker::Binding;
 
-/// What a tenant's functions may fall back to takes at most so much of its plan, bytes; the rest is left out.
+/// Most bytes of a tenant's fallback releases in its plan; the rest is left out.
 const MAX_FALLBACK_BYTES: usize = 4 << 20;
 
-/// The plan of a tenant for this pool. Hosts that are another tenant's are left out here and not when a manifest is judged,
-/// so that the order in which statements came makes no difference.
+/// The plan of a tenant for this pool. Hosts of another tenant are left out here and not when a
+/// manifest is judged, so that the order in which statements came makes no difference.
 pub(crate) fn plan(judge: &Judge, id: &TenantId, pool: &Name) -> Option<Plan> {
     let state = judge.tenant(id)?;
     let plan_of = |function: &Name, digest: [u8; 32], release: &Release| {
@@ -123,7 +123,7 @@ mod tests {
 
     use super::*;
 
-    /// As much as a release may hold of everything that a plan repeats.
+    /// A release with the largest permitted amount of everything that a plan repeats.
     fn largest() -> Release {
         let name = |n: usize| format!("N{n:0>62}").parse().unwrap();
         let host = |n: usize| {
@@ -208,7 +208,7 @@ mod tests {
             let packet = encode(&FromVault::Plan(Box::new(part))).expect("each part fits");
             bytes += packet.len();
             let FromVault::Plan(part) = decode(&packet).unwrap() else {
-                panic!("it was a plan");
+                panic!("the vault sent something other than a plan");
             };
             arrived = arriving.take(*part).unwrap();
         }

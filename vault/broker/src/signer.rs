@@ -1,5 +1,6 @@
-//! Signs the node's TLS handshakes, and nothing else: only the content that a TLS 1.3 client signs (RFC 8446, section
-//! 4.4.3) passes, so that a taken-over supervisor cannot have statements or join requests signed.
+//! Signs the node's TLS handshakes, and nothing else: only the content that a TLS 1.3 client signs
+//! (RFC 8446, section 4.4.3) is accepted, so that a taken-over supervisor cannot have statements or
+//! join requests signed.
 
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
@@ -10,13 +11,13 @@ use tokio::net::UnixStream;
 
 use crate::vault::Vault;
 
-/// Longest question: 64 spaces, the context, a separator, and a SHA-384.
+/// Longest request: 64 spaces, the context, a separator, and a SHA-384.
 const MAX_QUESTION_BYTES: usize = 64 + 33 + 1 + 48;
 const CONTEXT: &[u8] = b"TLS 1.3, client CertificateVerify\0";
-/// The answer when we refuse.
+/// The answer of a refusal.
 const REFUSED: &[u8] = &[0];
 
-/// Whether this is what a TLS 1.3 client signs.
+/// Whether the content is what a TLS 1.3 client signs.
 pub(crate) fn is_client_handshake(question: &[u8]) -> bool {
     let Some(rest) = question.strip_prefix(&[0x20; 64][..]) else {
         return false;
@@ -25,7 +26,7 @@ pub(crate) fn is_client_handshake(question: &[u8]) -> bool {
         .is_some_and(|hash| matches!(hash.len(), 32 | 48))
 }
 
-/// Answers questions until the other end closes.
+/// Answers requests until the other end closes.
 pub(crate) async fn serve(socket: OwnedFd, vault: Arc<Vault>) -> std::io::Result<()> {
     let socket = std::os::unix::net::UnixStream::from(socket);
     socket.set_nonblocking(true)?;

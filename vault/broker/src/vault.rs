@@ -1,32 +1,34 @@
-//! The vault's state: judge, keys, lease and store under one lock, and what changes them.
+//! The vault's state: judge, keys, lease and store under one lock, and the functions that change
+//! them.
 
 mod accept;
 mod evidence;
 mod image;
 mod memory;
 mod open;
+mod record;
 mod reflected;
 mod room;
 mod staging;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
-use casemate_config::{EXIT_IO, EXIT_NEWER, EXIT_SOFTWARE, EXIT_TEMPORARY, EXIT_USAGE};
 use casemate_trust::Seconds;
 use casemate_trust::id::TenantId;
-use casemate_trust::join::JoinError;
 use casemate_trust::judge::{Judge, Standing, TenantState};
 use casemate_trust::name::Identifier;
 use casemate_trust::secret::Reflection;
 use casemate_vault_core::kept::Kept;
 use casemate_vault_core::keys::{PoolKeys, StorageKey};
 use casemate_vault_core::liveness::Liveness;
-use casemate_vault_store::{Store, StoreError};
+use casemate_vault_store::Store;
 use casemate_wire::CallCode;
 use casemate_wire::control::LayerReport;
 use casemate_wire::control::vault::{Have, HaveTenant, Hello, Image, Plan};
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::clock;
+use crate::error::VaultError;
 use crate::identity::Identity;
 use evidence::Evidence;
 use image::ImageFile;
@@ -34,123 +36,33 @@ pub(crate) use reflected::{Owner, Reflected};
 use room::Spending;
 use staging::Staging;
 
-/// Tenants that a description lists; the rest it counts. It is for people, and must fit a message.
+/// Most tenants in a description; further ones are only counted. A description is for people, and
+/// must fit into a message.
 const MAX_DESCRIBED_TENANTS: usize = 1000;
 
-/// Why the vault cannot open, or must end.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum VaultError {
-    /// The store.
-    #[error("{store}{}", cause(.store))]
-    Store {
-        /// What.
-        #[from]
-        store: StoreError,
-    },
-    /// The storage key.
-    #[error("the storage key {path}: {message}")]
-    StorageKey {
-        /// Where.
-        path: String,
-        /// What is wrong.
-        message: String,
-    },
-    /// The storage key is missing, and what was sealed with it is there.
-    #[error(
-        "the storage key {0} is missing, and this node's identity was sealed with it: put the file back. If it is lost for good, \
-         `casemate node revoke` the node, move its state folder aside and give it a new join token"
-    )]
-    StorageKeyLost(String),
-    /// The first start, and no token.
-    #[error(
-        "this node has no identity yet: set `join_token_file` in vault.toml to a file with the token that `casemate node token` printed"
-    )]
-    TokenNeeded,
-    /// The token is unreadable.
-    #[error("the join token {path}: {message}")]
-    TokenFile {
-        /// Where.
-        path: String,
-        /// What is wrong.
-        message: String,
-    },
-    /// The token is no good.
-    #[error("the join token in {path}: {source}; make a new one with `casemate node token`")]
-    Token {
-        /// Where.
-        path: String,
-        /// Why.
-        #[source]
-        source: JoinError,
-    },
-    /// What must never be forgotten cannot be read.
-    #[error(
-        "the vault's memory of what it accepted cannot be read, and without it an old state could be shown as new: restore {0}, or set \
-         `accept_lost_memory = true` in vault.toml for one start (the file is set aside, not deleted)"
-    )]
-    MemoryLost(String),
-    /// Sealed keys make no sense.
-    #[error(
-        "the node's own keys cannot be used; restore the identity file, or join again with an empty state folder"
-    )]
-    Keys,
-    /// A write has failed halfway.
-    #[error(
-        "a write to the records has failed halfway: the vault ends, and its successor reads what is on the disk"
-    )]
-    StoreBroken,
-    /// The control socket.
-    #[error("the supervisor's socket failed")]
-    Control(#[from] casemate_channel::ControlError),
-}
-
-/// The innermost reason, for the one line that an operator reads.
-fn cause(error: &StoreError) -> String {
-    std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"))
-}
-
-impl VaultError {
-    pub(crate) fn exit_code(&self) -> u8 {
-        match self {
-            Self::TokenNeeded | Self::TokenFile { .. } | Self::Token { .. } => EXIT_USAGE,
-            Self::Store {
-                store: StoreError::Locked(_) | StoreError::Full(_),
-            } => EXIT_TEMPORARY,
-            Self::Store {
-                store: StoreError::Format { .. },
-            } => EXIT_NEWER,
-            Self::Store { .. }
-            | Self::StorageKey { .. }
-            | Self::StorageKeyLost(_)
-            | Self::MemoryLost(_)
-            | Self::StoreBroken => EXIT_IO,
-            Self::Keys | Self::Control(_) => EXIT_SOFTWARE,
-        }
-    }
-}
-
-/// Everything that the vault knows. One change at a time holds `changing`: it is decided, written to the disk, and only then
-/// applied under the lock that calls read under. Deciding a call never waits for the disk.
+/// The vault's whole state. Every change holds `changing`: it is decided, written to the disk, and
+/// only then applied, under the lock that calls take to read. Deciding a call never waits for the
+/// disk.
 pub(crate) struct Vault {
     state: RwLock<State>,
     changing: Mutex<Staging>,
     liveness: Mutex<Liveness>,
     /// Secrets that calls have used.
     pub(crate) kept: Kept,
-    /// Credentials that answers have held.
+    /// Matches of credentials in answers.
     pub(crate) reflected: Arc<Reflected>,
     pub(crate) storage: StorageKey,
     store: Arc<Store>,
-    /// Of the store's reserve.
+    /// Use of the store's reserve by each tenant.
     spending: Spending,
     boot_id: String,
     image_file: ImageFile,
     evidence: Evidence,
-    /// Why everything must be sent again, from opening.
+    /// Why all statements must be sent again; determined at opening.
     pub(crate) refill: Option<String>,
 }
 
-/// What calls read.
+/// The state that calls read.
 pub(crate) struct State {
     pub(crate) judge: Judge,
     pub(crate) pool_keys: PoolKeys,
@@ -164,7 +76,7 @@ impl State {
             .is_revoked(&self.identity.keys.identity().public())
     }
 
-    /// Why this node must not use credentials, by the root's list of revoked nodes: a stable name and a text.
+    /// Why this node must not use credentials, by the root's list of revoked nodes: code and text.
     pub(crate) fn is_barred(&self) -> Option<(CallCode, &'static str)> {
         if self.is_revoked() {
             let message = "the fleet's root has revoked this node: it uses no credentials any more";
@@ -180,15 +92,15 @@ impl State {
 
 impl Vault {
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+        self.state.read()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        self.state.write()
     }
 
     fn liveness(&self) -> MutexGuard<'_, Liveness> {
-        self.liveness.lock().unwrap_or_else(PoisonError::into_inner)
+        self.liveness.lock()
     }
 
     /// Whether credentials may be used now.
@@ -196,7 +108,7 @@ impl Vault {
         self.liveness().holds(clock::boot_ms())
     }
 
-    /// The nonce to have signed, when it is time.
+    /// The nonce for the control plane to sign, when a lease is due.
     pub(crate) fn lease_question(&self, connected_anew: bool) -> Option<[u8; 32]> {
         self.read().judge.online()?;
         let mut liveness = self.liveness();
@@ -206,7 +118,8 @@ impl Vault {
         liveness.question(clock::boot_ms(), &mut clock::random)
     }
 
-    /// Whether the vault must end: a write has failed halfway, and only its successor can say what is on the disk.
+    /// Whether the vault must end: a write has failed halfway, and only a new process can determine
+    /// what is on the disk.
     pub(crate) fn must_be_whole(&self) -> Result<(), VaultError> {
         if self.store.is_broken() {
             return Err(VaultError::StoreBroken);
@@ -214,22 +127,22 @@ impl Vault {
         Ok(())
     }
 
-    /// Takes the room on the disk back that a withdrawal was given, once there is some.
+    /// Fills the store's reserve again when there is space on the disk.
     pub(crate) fn fill_reserve(&self) {
         self.store.fill_reserve();
     }
 
-    /// How many statements that the control plane claims are lacking, when it is time to ask for them.
+    /// Number of missing statements that the control plane claims, when it is time to ask for them.
     pub(crate) fn lacking(&self) -> Option<u64> {
         self.evidence.question(&self.read().judge, clock::boot_ms())
     }
 
-    /// Signs a TLS handshake with the node's key; the caller has checked that it is one.
+    /// Signs a TLS handshake with the node's key; the caller has checked that the content is one.
     pub(crate) fn sign_handshake(&self, content: &[u8]) -> [u8; 64] {
         self.read().identity.keys.identity().sign(content)
     }
 
-    /// What the supervisor needs to connect.
+    /// The facts that the supervisor needs to connect.
     pub(crate) fn hello(&self, layers: Vec<LayerReport>) -> Hello {
         let state = self.read();
         let identity = &state.identity;
@@ -250,7 +163,7 @@ impl Vault {
         }
     }
 
-    /// What is held, for the control plane to send the rest.
+    /// The list of held statements, from which the control plane derives what to send.
     pub(crate) fn have(&self) -> Have {
         let state = self.read();
         let judge = &state.judge;
@@ -303,7 +216,8 @@ impl Vault {
         })
     }
 
-    /// All tenants. Their plans are made one at a time: together they may be larger than the memory.
+    /// All tenants. Their plans are made one at a time, because together they may exceed the
+    /// memory.
     pub(crate) fn tenants(&self) -> Vec<TenantId> {
         self.read().judge.tenants().map(|(id, _)| *id).collect()
     }
@@ -314,13 +228,13 @@ impl Vault {
         crate::plan::plan(&state.judge, tenant, &state.identity.pool)
     }
 
-    /// The room on the disk that is kept for withdrawals.
+    /// The reserve on the disk, for the status page.
     fn describe_reserve(&self) -> serde_json::Value {
         let reserve = self.store.fill_reserve();
         serde_json::json!({ "held_bytes": reserve.held, "wanted_bytes": reserve.wanted })
     }
 
-    /// For the status page: versions and names, no key.
+    /// The state for the status page: versions and names, no key.
     pub(crate) fn describe(&self) -> serde_json::Value {
         let state = self.read();
         let until = self.liveness().until_ms();

@@ -1,6 +1,6 @@
 //! The real vault as a child: this test plays supervisor, control plane, worker and upstream.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;
@@ -39,7 +39,7 @@ async fn a_credential_is_set_at_call_time_and_shown_to_nobody() {
     assert_eq!(
         seen[0].header("authorization"),
         [format!("Bearer {KEY}")],
-        "the vault's and nobody else's"
+        "only the vault sets the field"
     );
     assert_eq!(seen[0].header("x-kept"), ["1"]);
     assert_eq!(
@@ -79,7 +79,7 @@ async fn a_credential_is_set_at_call_time_and_shown_to_nobody() {
         .error(),
         "egress_denied"
     );
-    assert_eq!(upstream.seen().len(), 1, "what is denied is not sent");
+    assert_eq!(upstream.seen().len(), 1, "a denied call is not sent");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,7 +118,7 @@ async fn a_body_that_echoes_the_credential_is_scrubbed_however_it_is_written() {
     let release = fleet.deploy(1).await;
     let worker = channel(&mut fleet, release).await;
     let whole = r#"{"before":1,"key":"[scrubbed]","after":2}"#;
-    // What the upstream does, what the function sees of it, and whether the answer breaks off.
+    // The upstream's encoding, the function's view of it, and whether the answer breaks off.
     let cases = [
         ("plain", whole, false),
         ("an+error+page", whole, false),
@@ -375,7 +375,7 @@ async fn a_secret_of_an_older_epoch_opens_after_a_change_of_root_and_a_restart()
     assert_eq!(answer.status, 200, "{}", answer.error());
 }
 
-/// Whether the vault says of itself that all its plans are told, before it answers another question.
+/// Whether the vault reports that all its plans were sent, before it answers another request.
 async fn has_all_plans(fleet: &mut Fleet) -> bool {
     let vault = fleet.vault();
     vault.send(ToVault::Describe, None).await;
@@ -388,11 +388,14 @@ async fn has_all_plans(fleet: &mut Fleet) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_vault_that_starts_again_says_that_all_plans_are_told_unless_some_may_be_lost() {
+async fn a_restarted_vault_reports_that_all_plans_were_sent_unless_some_may_be_lost() {
     let upstream = Upstream::start(KEY).await;
     let mut fleet = Fleet::start(&upstream).await;
     fleet.join().await;
-    assert!(!has_all_plans(&mut fleet).await, "it has none yet");
+    assert!(
+        !has_all_plans(&mut fleet).await,
+        "the vault has no plan yet"
+    );
     fleet.deploy(2).await;
     fleet.kill_and_restart().await;
     assert!(has_all_plans(&mut fleet).await);
@@ -411,7 +414,8 @@ async fn damaged_records_are_reported_and_filled_again_and_nothing_lower_comes()
         FromVault::Refill { set_aside } => Some(set_aside),
         _ => None,
     };
-    // sled notes where its pages are when it starts; what came later and is spoilt, it drops without a word.
+    // At its start sled records the position of its pages; pages that were written later and are
+    // damaged are silently dropped.
     for (at, started_again, told) in [(64, true, "set-aside"), (4096, false, "are missing")] {
         if started_again {
             fleet.kill_and_restart().await;

@@ -1,6 +1,6 @@
-//! Calls under way: whose they are, how long they last, and what ends them.
+//! Calls under way: how they are shared, how long they last, and what ends them.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;
@@ -22,7 +22,7 @@ use worker::{call, channel, open, serving, serving_with, with_plain_egress};
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// What the upstream does, by path.
+/// The upstream's behaviour, by path.
 fn script(head: &str) -> (Vec<u8>, Then) {
     match head.split(' ').nth(1).unwrap_or_default() {
         "/v1/fine" => (
@@ -74,7 +74,7 @@ async fn a_tenant_whose_calls_never_end_takes_no_more_than_its_share() {
     const MODEST_CALLS: usize = 40;
     let raw = Raw::start(script).await;
     let mut fleet = Fleet::start(&raw.upstream).await;
-    // Room for 32 calls, so that few are needed.
+    // Room for 32 calls, so that few suffice for the test.
     fleet.limit("ulimit -n 256;");
     fleet.kill_and_restart().await;
     fleet.join().await;
@@ -126,7 +126,7 @@ async fn a_tenant_whose_calls_never_end_takes_no_more_than_its_share() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_whose_request_has_ended_is_cut_at_once_wherever_it_stands() {
+async fn a_call_whose_request_has_ended_is_cut_at_once_at_every_stage() {
     let stalled = [("waits for its connection", "/v1/x", false)];
     let serving_tls = [
         ("waits for the answer's head", "/v1/hold", false),
@@ -177,13 +177,13 @@ async fn a_call_that_has_ended_leaves_nothing_behind_on_a_shared_connection() {
         assert_eq!(
             answer.status,
             200,
-            "the connection goes on: {}",
+            "the connection must stay open: {}",
             answer.error()
         );
     }
 }
 
-/// Sends until nothing more is taken.
+/// Sends until nothing more is accepted.
 async fn fill(exchange: &mut Exchange) {
     let piece = Bytes::from(vec![b'x'; 256 << 10]);
     while let Ok(sent) = tokio::time::timeout(
@@ -227,7 +227,7 @@ async fn calls_under_way_end_when_their_secret_or_release_is_withdrawn() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_lasts_no_longer_than_its_release_says_wherever_it_stands() {
+async fn a_call_lasts_no_longer_than_its_release_allows_at_every_stage() {
     let raw = Raw::start(script).await;
     let shortly = |release: &mut Release| {
         with_plain_egress(release);
@@ -239,7 +239,7 @@ async fn a_call_lasts_no_longer_than_its_release_says_wherever_it_stands() {
         let head = begin(&worker, binding, &url("hold"), true);
         let body = begin(&worker, binding, &url("body"), true);
         assert_eq!(ended(head).await, "upstream_timeout", "{binding:?}");
-        // A machine that is slow enough does not get as far as the body.
+        // A slow machine may not get as far as the body.
         assert!(["broken", "upstream_timeout"].contains(&ended(body).await.as_str()));
         raw.wait_for_open(0).await;
     }
@@ -252,14 +252,14 @@ async fn calls_under_way_end_when_the_manifest_expires() {
     let with = begin(&worker, Some("pay"), &raw.upstream.url("/v1/hold"), true);
     let without = begin(&worker, None, &raw.upstream.url("/plain/hold"), true);
     raw.wait_for_open(2).await;
-    // The same release and secret, for a moment longer.
+    // The same release and secret, valid for a moment longer.
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let mut manifest = fleet.manifest(2);
     manifest.expires = now.unwrap().as_secs() + 2;
     assert_eq!(fleet.submit_manifest(&manifest).await, Verdict::Accepted);
     assert_eq!(ended(with).await, "credential_expired");
     raw.wait_for_open(1).await;
-    // The call without a credential goes on.
+    // The call without a credential continues.
     fleet.vault().wait_for_calls(1).await;
     assert_eq!(fleet.vault().upstreams().await["with_credential"], 0);
     drop(without);

@@ -1,6 +1,6 @@
-//! The vault takes the descriptors that it may have, and makes no more calls than they allow.
+//! The vault uses the descriptors that it may have, and makes no more calls than they allow.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;
@@ -38,7 +38,7 @@ async fn the_soft_limit_is_raised_and_the_hard_one_kept_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn workers_that_call_nobody_take_no_room_from_those_that_do() {
+async fn workers_without_calls_take_no_descriptors_from_those_with_calls() {
     let upstream = Upstream::start(KEY).await;
     let mut fleet = Fleet::start(&upstream).await;
     fleet.join().await;
@@ -58,7 +58,8 @@ async fn workers_that_call_nobody_take_no_room_from_those_that_do() {
         fleet.vault().send(channel, Some(theirs)).await;
         workers.push(opener(ours).unwrap());
     }
-    // The last first: room that was taken for those who came before would be gone.
+    // In reverse order: the later workers would find no descriptors if the earlier ones had used
+    // them up.
     for worker in workers.iter().rev() {
         let head = RequestHead {
             method: "GET".into(),
@@ -67,7 +68,10 @@ async fn workers_that_call_nobody_take_no_room_from_those_that_do() {
         };
         let exchange = worker.open(head, true).unwrap();
         let answer = tokio::time::timeout(Duration::from_secs(30), exchange.response.head());
-        let (head, _) = answer.await.expect("there is room").unwrap();
+        let (head, _) = answer
+            .await
+            .expect("a call must find a descriptor")
+            .unwrap();
         assert_eq!(head.fields.text(":error"), Some("egress_denied"));
     }
 }

@@ -1,6 +1,7 @@
-//! Vaults of earlier programs, opened by this one: what they accepted is held, judged against, and used for calls.
+//! State of earlier vaults, opened by this one: what they accepted is held, judged against, and
+//! used for calls.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 #[path = "../../../tests/fixtures/archive.rs"]
 mod archive;
@@ -25,12 +26,12 @@ use worker::{call, channel};
 
 /// Every format that a vault's folder has had.
 const FIXTURES: [&str; 2] = ["vault-1", "vault-2"];
-/// Where the upstream listens whose address and port the fixtures' releases and secrets name. Nobody else uses it: the whole of
-/// 127.0.0.0/8 is this machine.
+/// The upstream's address, which the fixtures' releases and secrets name. All of 127.0.0.0/8 is
+/// this machine, and no other test uses this address.
 const UPSTREAM: ([u8; 4], u16) = ([127, 77, 13, 1], 18_443);
 /// Seed of the second tenant's key.
 const BANK: u8 = 11;
-/// Made anew by every vault, and large.
+/// Files that every vault makes anew, and that are large.
 const LEFT_OUT: [&str; 2] = ["vault/reserve", "vault/lock"];
 
 fn now() -> u64 {
@@ -43,7 +44,7 @@ async fn accepted(fleet: &mut Fleet, kind: ObjectKind, bytes: Vec<u8>) {
     assert_eq!(verdict, Verdict::Accepted, "{kind:?}");
 }
 
-/// The refusal's code.
+/// The code of the manifest's refusal.
 async fn refused(fleet: &mut Fleet, manifest: &Manifest) -> String {
     match fleet.submit_manifest(manifest).await {
         Verdict::Refused { code, .. } => code,
@@ -51,7 +52,8 @@ async fn refused(fleet: &mut Fleet, manifest: &Manifest) -> String {
     }
 }
 
-/// A vault that holds something of each kind: two tenants, of which one demands freshness, an image, a list of revoked nodes.
+/// Writes the state of a vault with something of each kind: two tenants, one of which demands
+/// freshness, an image, a list of revoked nodes.
 async fn write(name: &str) {
     let certificate = Certificate::new();
     let upstream = Upstream::start_at(SocketAddr::from(UPSTREAM), &certificate, KEY).await;
@@ -107,7 +109,7 @@ async fn write(name: &str) {
     archive::pack(name, fleet.folder(), &LEFT_OUT);
 }
 
-/// Digests as text.
+/// Converts digests to text.
 fn readable(value: Value) -> Value {
     match value {
         Value::Array(bytes) if bytes.len() == 32 && bytes.iter().all(Value::is_number) => {
@@ -123,7 +125,7 @@ fn readable(value: Value) -> Value {
     }
 }
 
-/// What the vault holds, and what it has its supervisor run.
+/// What the vault holds, and what it asks its supervisor to run.
 async fn found(fleet: &mut Fleet) -> Value {
     let plans = [fleet.vault().plan().await, fleet.vault().plan().await];
     let mut plans = plans.map(|plan| serde_json::to_value(plan).unwrap());
@@ -135,7 +137,7 @@ async fn found(fleet: &mut Fleet) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn vaults_of_earlier_programs_hold_judge_and_inject() {
     if let Some(name) = FIXTURES.iter().find(|name| archive::is_wanted(name)) {
-        // Its upstream goes on listening in this process: the next run opens what was written.
+        // Its upstream keeps listening in this process: the next run opens what was written.
         return write(name).await;
     }
     for name in FIXTURES {
@@ -145,15 +147,16 @@ async fn vaults_of_earlier_programs_hold_judge_and_inject() {
         let mut fleet = Fleet::of_earlier(folder, &upstream).await;
         archive::same_as_written(name, &found(&mut fleet).await);
 
-        // Its memory judges: nothing lower, nothing else at the same version, and the next is accepted.
+        // Its memory judges: no lower version, no other content at the same version; the next
+        // version is accepted.
         let lower = fleet.manifest(1);
         assert_eq!(refused(&mut fleet, &lower).await, "manifest_version_lower");
         let mut other = fleet.manifest(2);
         other.issued = 7;
         let code = refused(&mut fleet, &other).await;
         assert_eq!(code, "manifest_same_version_other_digest");
-        // Its secret opens: with the key of the pool that it was granted, for a lease of today.
-        // On the machine that wrote the fixture, until it is booted again, the lease of then still holds.
+        // Its secret opens with the granted pool key, under a lease of today. On the machine that
+        // wrote the fixture, the old lease still holds until the next boot.
         if fleet.describe().await["lease_left_secs"].is_null() {
             let nonce = fleet.vault().wait(|message| match message {
                 FromVault::LeaseWanted { nonce } => Some(nonce),
@@ -170,7 +173,7 @@ async fn vaults_of_earlier_programs_hold_judge_and_inject() {
         let sent = upstream.seen()[0].header("authorization");
         assert_eq!(sent, [format!("Bearer {KEY}")]);
 
-        // And it goes on, over a restart.
+        // It continues over a restart.
         let third = fleet.manifest(3);
         assert_eq!(fleet.submit_manifest(&third).await, Verdict::Accepted);
         fleet.kill_and_restart().await;

@@ -1,6 +1,6 @@
-//! Upstreams that close a connection while a request is on its way: after an answer, and without one.
+//! Upstreams that close a connection while a request is on its way, after an answer or without one.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;
@@ -13,10 +13,10 @@ use casemate_wire::Fields;
 use upstream::raw::{Raw, Then};
 use worker::{call, channel, open, serving, serving_with};
 
-/// More than the kernel's buffers of a connection hold, so that writing has to wait for the upstream.
+/// More than the kernel's buffers of a connection hold, so that writing must wait for the upstream.
 const BODY_BYTES: usize = 3 << 20;
 
-/// What the upstream does, by path.
+/// The upstream's behaviour, by path.
 fn script(head: &str) -> (Vec<u8>, Then) {
     match head.split(' ').nth(1).unwrap_or_default() {
         "/v1/large" => (
@@ -31,7 +31,7 @@ fn script(head: &str) -> (Vec<u8>, Then) {
     }
 }
 
-/// Posts a large body; the answer's status and code.
+/// Posts a large body; returns the answer's status and code.
 async fn post(channel: &Opener, url: &str) -> (u16, String) {
     let fields = Fields::default()
         .with(":request", "r1")
@@ -39,7 +39,7 @@ async fn post(channel: &Opener, url: &str) -> (u16, String) {
     let mut exchange = open(channel, "POST", url, fields, false);
     let piece = Bytes::from(vec![7; 64 * 1024]);
     for _ in 0..BODY_BYTES / piece.len() {
-        // The vault wants no more of it once the upstream has answered.
+        // The vault takes no more of it once the upstream has answered.
         if exchange.body.send(piece.clone()).await.is_err() {
             break;
         }
@@ -52,7 +52,7 @@ async fn post(channel: &Opener, url: &str) -> (u16, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_answers_and_closes_before_it_has_read_the_body_is_heard() {
+async fn an_answer_is_delivered_although_the_upstream_closes_before_it_has_read_the_body() {
     let raw = Raw::start(script).await;
     let (mut fleet, release) = serving(&raw.upstream).await;
     let worker = channel(&mut fleet, release).await;
@@ -87,7 +87,7 @@ async fn a_call_on_a_connection_that_was_closed_meanwhile_is_repeated_if_that_is
         let before = raw.heads().len();
         let first = call(&worker, Some("pay"), "GET", &url, "", &[]).await;
         assert_eq!((first.status, first.error()), (200, "none"));
-        // The connection waits in the pool; the upstream closes it with the next request under way.
+        // The connection is idle in the pool; the upstream closes it when the next request arrives.
         let second = call(&worker, Some("pay"), method, &url, "", &[]).await;
         assert_eq!((second.status, second.error()), (200, "none"), "{method}");
         let heads = raw.heads();
@@ -96,10 +96,10 @@ async fn a_call_on_a_connection_that_was_closed_meanwhile_is_repeated_if_that_is
             sent.ends_with(&[method.to_owned(), method.to_owned()]),
             "{sent:?}"
         );
-        // What is repeated is the same to the last byte.
+        // The repeated request is identical.
         assert_eq!(heads[heads.len() - 1], heads[heads.len() - 2]);
     }
-    // A request that does something each time it is sent, and one with a body, are sent once.
+    // A request with side effects, and one with a body, are sent once.
     for (method, body) in [("POST", ""), ("PUT", "body")] {
         let first = call(&worker, Some("pay"), "GET", &url, "", &[]).await;
         assert_eq!(first.status, 200);

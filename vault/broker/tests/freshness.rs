@@ -1,7 +1,7 @@
-//! Freshness against a control plane that was taken over: it renews leases, withholds the manifest that withdraws a secret, and
-//! shows whatever was ever signed.
+//! Freshness against a taken-over control plane: it renews leases, withholds the manifest that
+//! withdraws a secret, and replays any statement that was ever signed.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;
@@ -24,7 +24,7 @@ use worker::{call, channel, open, with_plain_egress};
 const SOON: Duration = Duration::from_secs(60);
 /// The shortest age that can be demanded, seconds.
 const MAX_AGE_SECS: u64 = 60;
-/// The tenant's key, and the one that its manifest names.
+/// Seeds of the tenant's key, and of the key that its manifest names.
 const TENANT: u8 = 10;
 const CRON: u8 = 30;
 
@@ -45,7 +45,7 @@ fn demanding(fleet: &Fleet, version: u64, age_secs: u64) -> Manifest {
     }
 }
 
-/// Deploys one that counts for so many seconds yet; what it is.
+/// Deploys a manifest that is fresh for so many more seconds, and returns it.
 async fn deploy(fleet: &mut Fleet, left_secs: u64) -> (Manifest, [u8; 32]) {
     fleet.join().await;
     let release = fleet.deploy(1).await;
@@ -79,7 +79,7 @@ async fn show_envelope(fleet: &mut Fleet, statement: &Envelope) -> String {
     }
 }
 
-/// What becomes of a call with the credential: its refusal's code, or `none`.
+/// The outcome of a call with the credential: its refusal's code, or `none`.
 async fn injected(worker: &Opener, upstream: &Upstream) -> String {
     let url = upstream.url("/v1/charges");
     let answer = call(worker, Some("pay"), "POST", &url, "", &[]).await;
@@ -89,7 +89,7 @@ async fn injected(worker: &Opener, upstream: &Upstream) -> String {
 async fn wait_until_stale(worker: &Opener, upstream: &Upstream) {
     let end = Instant::now() + SOON;
     while injected(worker, upstream).await != "credential_stale" {
-        assert!(Instant::now() < end, "credentials go on");
+        assert!(Instant::now() < end, "credentials must still be used");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -101,7 +101,8 @@ async fn a_withheld_withdrawal_ends_injection_and_no_replay_prolongs_it() {
     let (held, release) = deploy(&mut fleet, 20).await;
     let before = channel(&mut fleet, release).await;
     assert_eq!(injected(&before, &upstream).await, "none");
-    // The tenant renewed twice; then it withdrew the secret, which never arrives, and so did not renew manifest 2 again.
+    // The tenant renewed twice; then it withdrew the secret, which never arrives, and so did not
+    // renew manifest 2 again.
     let (first, second) = (
         statement(&held, held.issued + 1),
         statement(&held, held.issued + 2),
@@ -112,7 +113,7 @@ async fn a_withheld_withdrawal_ends_injection_and_no_replay_prolongs_it() {
     let late = now() >= held.issued + 2 + MAX_AGE_SECS;
     assert!(late, "not before the time that the manifest allows");
 
-    // What the thief has: old statements, another tenant's keys, the online key, a key of its own.
+    // The attacker has old statements, another tenant's keys, the online key, and a key of its own.
     assert_eq!(show_envelope(&mut fleet, &second).await, "Accepted");
     assert_eq!(show_envelope(&mut fleet, &first).await, "freshness_older");
     let fresh = statement(&held, now());
@@ -136,7 +137,7 @@ async fn a_withheld_withdrawal_ends_injection_and_no_replay_prolongs_it() {
     assert_eq!(fleet.submit_manifest(&held).await, Verdict::Accepted);
     assert_eq!(injected(&again, &upstream).await, "credential_stale");
     let (shop, web) = (fleet.tenant.clone(), release);
-    // Another tenant's statement, however fresh, is about that tenant.
+    // Another tenant's statement, however fresh, applies to that tenant alone.
     fleet.admit_another_tenant("bank", 11).await;
     fleet.deploy(1).await;
     let banks = demanding(&fleet, 2, 0);
@@ -147,7 +148,7 @@ async fn a_withheld_withdrawal_ends_injection_and_no_replay_prolongs_it() {
     let shops = channel(&mut fleet, web).await;
     assert_eq!(injected(&shops, &upstream).await, "credential_stale");
 
-    // The honest statement, and it survives a kill.
+    // The honest statement, which survives a kill.
     let renewed = statement(&held, now());
     assert_eq!(show(&mut fleet, &renewed, &key(CRON)).await, "Accepted");
     assert_eq!(injected(&shops, &upstream).await, "none");
@@ -176,7 +177,7 @@ async fn a_statement_about_a_newer_manifest_stops_the_old_one_and_ends_its_calls
     raw.wait_for_open(2).await;
     let mut newer = demanding(&fleet, 3, 0);
     newer.secrets.clear();
-    // Neither the key of the old manifest, nor a thief.
+    // Signed by the key of the old manifest, or by an attacker.
     for seed in [CRON, 20, 66] {
         let code = show(&mut fleet, &statement(&newer, now()), &key(seed)).await;
         assert_eq!(code, "signature_threshold", "key {seed}");
@@ -187,7 +188,8 @@ async fn a_statement_about_a_newer_manifest_stops_the_old_one_and_ends_its_calls
     let ended = tokio::time::timeout(SOON, with.response.head());
     let (head, _) = ended.await.unwrap().unwrap();
     assert_eq!(head.fields.text(":error"), Some("credential_stale"));
-    // The call without a credential goes on, and nothing makes the old manifest fresh again, whoever is killed.
+    // The call without a credential continues, and nothing makes the old manifest fresh again, even
+    // after kills.
     raw.wait_for_open(1).await;
     let old = statement(&held, now() + 5);
     for signer in [key(CRON), key(TENANT)] {
@@ -220,7 +222,7 @@ async fn a_deployment_interrupts_nothing_and_needs_no_statement() {
     }
     let have = fleet.vault().have().await;
     assert_eq!(have.tenants[0].freshness, None, "manifest 19 needs none");
-    // The record of the statement on manifest 18 went with it.
+    // The record of the statement on manifest 18 was removed with it.
     fleet.kill_and_restart().await;
     assert_eq!(fleet.vault().have().await, have);
     let off = Manifest {

@@ -1,11 +1,8 @@
-//! Something else fills the disk to its last byte: the real vault accepts what takes away and what the root says, and nothing
-//! that grows, whatever is killed in between.
+//! Another program fills the disk to its last byte: the vault accepts withdrawals and the root's
+//! statements, and nothing that grows, even when it is killed in between.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
-#![allow(
-    clippy::print_stdout,
-    reason = "a test says what it measured, and why it did not"
-)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![allow(clippy::print_stdout, reason = "prints what was measured or skipped")]
 
 #[path = "../../store/tests/disk/mod.rs"]
 mod disk;
@@ -31,7 +28,7 @@ fn block_on(work: impl Future<Output = ()>) {
     tokio::runtime::Runtime::new().unwrap().block_on(work);
 }
 
-/// What becomes of a call with the credential.
+/// The outcome of a call with the credential.
 async fn called(fleet: &mut Fleet, upstream: &Upstream, release: [u8; 32]) -> String {
     let worker = channel(fleet, release).await;
     let url = upstream.url("/v1/charges");
@@ -52,14 +49,14 @@ async fn reserve(fleet: &mut Fleet) -> (u64, u64) {
     (bytes("held_bytes"), bytes("wanted_bytes"))
 }
 
-/// Shows a manifest that wants another release and the secret, which are shown too.
+/// Submits a manifest that wants another release and the secret, and these objects.
 async fn grow(fleet: &mut Fleet, version: u64) -> String {
     fleet.edit_release = |release| release.owner = "x".repeat(100);
     let manifest = fleet.manifest(version);
     let release = fleet.release().to_bytes();
     if let Verdict::Missing { .. } = fleet.submit_manifest(&manifest).await {
         let secret = fleet.secret().to_bytes();
-        // What is held already is refused.
+        // An object that is held already is refused.
         fleet.vault().submit(ObjectKind::Secret, secret).await;
         fleet.vault().submit(ObjectKind::Release, release).await;
     }
@@ -75,7 +72,7 @@ async fn a_withdrawn_secret(disk: &Path) {
     let (held, wanted) = reserve(&mut fleet).await;
     assert_eq!(held, wanted);
     fill(disk);
-    // A tenant that wants more is refused however often it asks, and the reserve stays whole.
+    // A tenant that wants more is refused however often it tries, and the reserve stays whole.
     for version in 100..150 {
         assert_eq!(grow(&mut fleet, version).await, "storage_full");
     }
@@ -90,13 +87,13 @@ async fn a_withdrawn_secret(disk: &Path) {
     let have = fleet.vault().have().await;
     assert_eq!(have.tenants[0].manifest.unwrap().0, 200);
     assert_ne!(called(&mut fleet, &upstream, release).await, "none");
-    // Nor does the earlier manifest come back.
+    // The earlier manifest is not accepted again either.
     let earlier = fleet.manifest(199);
     assert_eq!(
         code(fleet.submit_manifest(&earlier).await),
         "manifest_version_lower"
     );
-    // With room the reserve is whole again, and growth is accepted.
+    // With free space the reserve is whole again, and growth is accepted.
     empty(disk);
     while reserve(&mut fleet).await != (wanted, wanted) {}
     assert_eq!(grow(&mut fleet, 201).await, "Accepted");
@@ -113,7 +110,8 @@ fn a_secret_is_withdrawn_on_a_full_disk_and_stays_so() {
     );
 }
 
-/// A tenant that changes its manifest again and again, each time without growth, and another that withdraws once.
+/// A tenant that changes its manifest again and again without growth, and another one that
+/// withdraws once.
 async fn a_greedy_and_a_modest_tenant(disk: &Path) {
     let upstream = Upstream::start(KEY).await;
     let (mut fleet, _) = serving(&upstream).await;
@@ -152,7 +150,7 @@ async fn a_revoked_node(disk: &Path) {
     let upstream = Upstream::start(KEY).await;
     let (mut fleet, release) = serving(&upstream).await;
     fill(disk);
-    // The tenant's own statements may not grow either; what the root signs may.
+    // The tenant's own statements may not grow either; the root's may.
     let mut tenant = fleet.tenant.clone();
     tenant.version = 2;
     tenant.current = KeySet {
@@ -165,7 +163,7 @@ async fn a_revoked_node(disk: &Path) {
     let by_root = tenant.sign(&[&key(1)]).to_bytes();
     let verdict = fleet.vault().submit(ObjectKind::Tenant, by_root).await;
     assert_eq!(code(verdict), "Accepted");
-    // The lease goes on.
+    // The lease still holds.
     assert_eq!(called(&mut fleet, &upstream, release).await, "none");
     let mut list = Revocations {
         fleet: fleet.fleet,
@@ -176,7 +174,7 @@ async fn a_revoked_node(disk: &Path) {
     };
     list.revoke(fleet.node_keys().0, &fleet.pool.name, Some(1));
     let list = list.sign(&[&key(1)]).to_bytes();
-    // Who carries it cannot make it longer to use up the reserve.
+    // A carrier cannot pad a statement to use up the reserve.
     let padded = [&list[..], &[b' '; 100_000]].concat();
     let verdict = fleet.vault().submit(ObjectKind::Revocations, padded).await;
     assert_eq!(code(verdict), "storage_full");
@@ -199,7 +197,7 @@ fn a_node_is_revoked_on_a_full_disk_and_stays_so() {
     );
 }
 
-/// Each change that was acknowledged is there after a kill at any moment, with the disk full all the time.
+/// Each acknowledged change survives a kill at any moment, with the disk full all the time.
 async fn kills(disk: &Path) {
     let upstream = Upstream::start(KEY).await;
     let (mut fleet, _) = serving(&upstream).await;
@@ -208,7 +206,7 @@ async fn kills(disk: &Path) {
     for version in 10..60_u64 {
         let mut manifest = fleet.manifest(version);
         manifest.secrets.clear();
-        // From before it is judged to after it was answered.
+        // The moment varies from before the judgement to after the answer.
         let moment = Duration::from_micros(version * version * 5);
         let verdict = tokio::time::timeout(moment, fleet.submit_manifest(&manifest)).await;
         match verdict {

@@ -1,7 +1,7 @@
-//! Upstreams that answer with what a vault must not take: bombs, hidden codings, parts, lengths and
-//! digests.
+//! Upstreams with answers that a vault must refuse or filter: bombs, hidden codings, parts, lengths
+//! and digests.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;
@@ -17,8 +17,8 @@ use upstream::Upstream;
 use upstream::raw::{Raw, Then};
 use worker::{Answer, call, channel, open, serving, with_plain_egress};
 
-/// What decoding bombs may add to the memory of the vault, KiB. It took 1,036 MiB for one call
-/// once.
+/// Memory that decoding bombs may add to the vault, KiB. It was 1,036 MiB for one call before the
+/// bounds.
 const MAX_GROWTH_KIB: u64 = 48 * 1024;
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -27,13 +27,13 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// An answer of HTTP/1.1 with this body, whose end is that of the connection.
+/// An HTTP/1.1 answer with this body, which ends with the connection.
 fn answer(fields: &str, body: &[u8]) -> (Vec<u8>, Then) {
     let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\n{fields}\r\n");
     ([head.as_bytes(), body].concat(), Then::Close)
 }
 
-/// What the upstream of the bombs sends, by path.
+/// The upstream's bombs, by path.
 fn bomb(head: &str) -> (Vec<u8>, Then) {
     let encoded = |body: &[u8]| answer("content-encoding: gzip\r\n", body);
     let header = gzip(b"")[..10].to_vec();
@@ -97,7 +97,7 @@ async fn bombs_of_every_kind_take_bounded_memory_and_a_neighbours_calls_go_on() 
     );
     assert!(
         ended.iter().all(|answer| answer.broken),
-        "no bomb ends well"
+        "every bomb must be refused"
     );
     assert!(grown < MAX_GROWTH_KIB, "{grown} KiB");
 
@@ -222,7 +222,7 @@ async fn parts_lengths_and_digests_of_a_credentialed_answer_reach_no_function() 
         );
         assert!(head.contains("x-kept: 1"));
     }
-    // What was stored through the slot may come back without it.
+    // A value that was stored through the slot may return on a call without it.
     let url = raw.upstream.url("/plain/part");
     let answer = call(&worker, None, "GET", &url, "", &asked).await;
     assert_eq!(answer.error(), "ranges_undeclared");
@@ -256,7 +256,8 @@ async fn a_credential_that_declares_ranges_gets_parts_and_validators_but_no_leng
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_its_function_does_not_read_is_held_back_at_its_upstream() {
-    /// The windows of the channel and of HTTP/2, 256 KiB each, and what the test's upstream buffers.
+    /// The windows of the channel and of HTTP/2, 256 KiB each, plus the buffer of the test's
+    /// upstream.
     const MOST_BYTES: usize = 3 << 19;
     let upstream = Upstream::start_with(KEY, &["h2"]).await;
     let (mut fleet, release) = serving(&upstream).await;

@@ -1,6 +1,6 @@
-//! One host that the root has given to two tenants, shown to the real vault in every order.
+//! One host that the root has given to two tenants, with the statements in every order.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;
@@ -13,7 +13,7 @@ use casemate_wire::control::vault::{FromVault, ObjectKind, Plan, ToVault, Verdic
 use fleet::{FAR, Fleet, KEY, Vault, key};
 use upstream::Upstream;
 
-/// What a control plane shows: a tenant's statement, or its manifest.
+/// A statement of the control plane: a tenant's, or its manifest.
 #[derive(Debug, Clone, Copy)]
 enum Shown {
     Tenant(usize),
@@ -31,7 +31,7 @@ const ORDERS: [[Shown; 4]; 6] = [
     [T(1), M(1), T(0), M(0)],
 ];
 
-/// The first was admitted before the second, and has a wildcard over the second's one host.
+/// The first tenant was admitted before the second, and has a wildcard over the second's one host.
 fn tenants(fleet: &Fleet) -> [(Tenant, u8); 2] {
     [
         ("first", 11, 5, "*.web.test"),
@@ -72,10 +72,11 @@ async fn show(fleet: &mut Fleet, shown: Shown) {
     }
 }
 
-/// Of each tenant with a function: its hosts, and those that are another tenant's, with the name of that one.
+/// For each tenant with a function: its hosts, and those that belong to another tenant, with that
+/// tenant's name.
 type Hosts = BTreeMap<String, (Vec<String>, Vec<(String, String)>)>;
 
-/// The newest plan of each tenant, of those that came since the last time.
+/// The newest plan of each tenant, among those since the last call.
 async fn plans(vault: &mut Vault) -> BTreeMap<[u8; 32], Plan> {
     vault.send(ToVault::Describe, None).await;
     let mut plans = BTreeMap::new();
@@ -95,7 +96,7 @@ async fn plans(vault: &mut Vault) -> BTreeMap<[u8; 32], Plan> {
     }
 }
 
-/// What those plans say.
+/// The hosts in those plans.
 async fn hosts(fleet: &mut Fleet) -> Hosts {
     let plans = plans(fleet.vault()).await.into_values();
     let of_function = plans.filter_map(|mut plan| {
@@ -107,7 +108,7 @@ async fn hosts(fleet: &mut Fleet) -> Hosts {
     of_function.collect()
 }
 
-/// The host is the first tenant's.
+/// The host belongs to the first tenant.
 fn right() -> Hosts {
     let host = || "a.web.test".to_owned();
     [
@@ -136,7 +137,8 @@ async fn in_every_order_the_host_is_the_tenants_that_was_admitted_first() {
     }
 }
 
-/// What a taken-over control plane can do with two statements of the root, and no longer than it withholds the first.
+/// A taken-over control plane can withhold one of two statements of the root, which has an effect
+/// only as long as it does.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_withheld_owner_gets_its_host_back_as_soon_as_its_statement_comes() {
     let upstream = Upstream::start(KEY).await;
@@ -149,7 +151,7 @@ async fn a_withheld_owner_gets_its_host_back_as_soon_as_its_statement_comes() {
     show(&mut fleet, T(0)).await;
     let shown = hosts(&mut fleet).await;
     assert_eq!(shown["second"], right()["second"]);
-    // The second tenant signs its keys anew, as early as it likes.
+    // The second tenant signs its keys again, with an early date.
     let [_, (second, seed)] = tenants(&fleet);
     let rotated = |admitted| Tenant {
         version: 2,
@@ -170,7 +172,7 @@ async fn a_withheld_owner_gets_its_host_back_as_soon_as_its_statement_comes() {
     }
     let after = hosts(&mut fleet).await;
     assert_eq!(after["second"], right()["second"]);
-    // Only the operator can give it the host: by taking it from the first.
+    // Only the operator can give it the host, by taking it from the first.
     let [(first, _), _] = tenants(&fleet);
     let without = Tenant {
         version: 2,

@@ -1,6 +1,7 @@
-//! Images of the machine, judged by the real vault: what init reads is what the root has signed, and never goes back.
+//! Images of the machine, judged by the vault: init reads what the root has signed, and versions
+//! never go down.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;
@@ -33,7 +34,7 @@ async fn submit(fleet: &mut Fleet, image: &Image, seed: u8) -> String {
     }
 }
 
-/// The image that the vault says next.
+/// The next image that the vault reports.
 async fn said(fleet: &mut Fleet) -> (u64, [u8; 32]) {
     let said = fleet.vault().wait(|message| match message {
         FromVault::Image(image) => Some((image.version, image.digest)),
@@ -47,11 +48,11 @@ fn file(version: &str, content: &str) -> serde_json::Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn init_reads_what_the_root_has_signed_and_nothing_lower() {
+async fn init_reads_only_what_the_root_has_signed_and_never_a_lower_version() {
     let upstream = Upstream::start(KEY).await;
     let mut fleet = Fleet::start(&upstream).await;
     let first = image(&fleet, "1.2.3", 0x11);
-    // Before the root was shown nothing is believed.
+    // Nothing is accepted before the root has arrived.
     assert_eq!(submit(&mut fleet, &first, 1).await, "root_unknown");
     fleet.join().await;
     assert_eq!(fleet.image_file(), None);
@@ -82,7 +83,7 @@ async fn init_reads_what_the_root_has_signed_and_nothing_lower() {
         assert_eq!(fleet.image_file(), Some(file("1.2.3", "11")), "{code}");
     }
 
-    // It survives a kill, is said again and is found wrong where somebody has changed it.
+    // The image survives a kill, is reported again, and a changed file is detected.
     fleet.kill_and_restart().await;
     assert_eq!(said(&mut fleet).await, (first.version.as_u64(), [0x11; 32]));
     let have = fleet.vault().have().await;
@@ -97,7 +98,8 @@ async fn init_reads_what_the_root_has_signed_and_nothing_lower() {
     assert_eq!(said(&mut fleet).await, (next.version.as_u64(), [0x33; 32]));
     assert_eq!(fleet.image_file(), Some(file("1.2.4", "33")));
 
-    // The records are lost, the memory is not: the vault asks for them, and takes nothing lower meanwhile.
+    // The records are lost, but the memory is not: the vault asks for them, and accepts no lower
+    // version meanwhile.
     fleet.damage_records_and_restart(0);
     let refill = fleet.vault().wait(|message| match message {
         FromVault::Refill { .. } => Some(()),
@@ -107,7 +109,7 @@ async fn init_reads_what_the_root_has_signed_and_nothing_lower() {
     let have = fleet.vault().have().await;
     assert_eq!(have.image, None);
     assert_eq!(submit(&mut fleet, &first, 1).await, "image_version_lower");
-    // Known by its digest, though the root that signed it has to be shown again.
+    // Known by its digest, although the root that signed it must be submitted again.
     assert_eq!(submit(&mut fleet, &next, 1).await, "Accepted");
     assert_eq!(fleet.image_file(), Some(file("1.2.4", "33")));
 }

@@ -1,6 +1,6 @@
-//! What is too large for one message, played against the real vault: it is said all the same, and whole.
+//! Data that is too large for one message: the vault sends all of it.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;
@@ -13,10 +13,10 @@ use casemate_wire::control::vault::{ObjectKind, Verdict};
 use fleet::{Fleet, KEY};
 use upstream::Upstream;
 
-/// The ceiling of a tenant for whom none was set.
+/// The default ceiling of a tenant.
 const FUNCTIONS: usize = 100;
 
-/// A release with as much text as the judge takes of variables and paths.
+/// A release with the most variables and paths that the judge accepts.
 fn large(fleet: &Fleet, function: &Name) -> Release {
     let mut release = fleet.release();
     release.function = function.clone();
@@ -32,8 +32,7 @@ fn large(fleet: &Fleet, function: &Name) -> Release {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tenant_with_many_large_functions_has_its_whole_plan_told_and_told_again_after_a_restart()
-{
+async fn a_tenant_with_many_large_functions_has_its_whole_plan_sent_also_after_a_restart() {
     let upstream = Upstream::start(KEY).await;
     let mut fleet = Fleet::start(&upstream).await;
     fleet.join().await;
@@ -45,7 +44,7 @@ async fn a_tenant_with_many_large_functions_has_its_whole_plan_told_and_told_aga
         .iter()
         .map(|release| release.to_bytes().len())
         .sum();
-    assert!(bytes > 6 << 20, "more than any message holds: {bytes}");
+    assert!(bytes > 6 << 20, "the plan must exceed one message: {bytes}");
     let wanted = |release: &Release| {
         let wanted = Wanted {
             release: Digest::of(&release.to_bytes()),
@@ -88,7 +87,7 @@ async fn a_refusal_does_not_quote_a_megabyte() {
     let upstream = Upstream::start(KEY).await;
     let mut fleet = Fleet::start(&upstream).await;
     fleet.join().await;
-    // An unknown member is quoted in the reason.
+    // The reason quotes an unknown member.
     let statement = format!("{{\"{}\":1}}", "x".repeat(1_000_000));
     let verdict = fleet
         .vault()

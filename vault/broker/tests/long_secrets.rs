@@ -1,6 +1,6 @@
-//! A tenant whose secrets are as long as they may be, against the real program.
+//! A tenant with secrets of the greatest length.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;
@@ -15,7 +15,7 @@ use worker::{call, channel, open, serving_with, with_plain_egress};
 
 /// Calls of the greedy tenant at a time.
 const CALLS: usize = 40;
-/// What they may add to the memory of the vault, KiB.
+/// Memory that they may add to the vault, KiB.
 const MAX_GROWTH_KIB: u64 = 64 * 1024;
 
 /// As many different bytes as most headers carry, in an order that does not repeat.
@@ -48,7 +48,7 @@ async fn searching_for_the_longest_secrets_costs_a_neighbour_neither_memory_nor_
     call(&modest, Some("pay"), "POST", &fine, "", &[]).await;
     let before = fleet.vault().kib("VmHWM:");
 
-    // Without the credential: the answers are searched all the same.
+    // Calls without the credential: their answers are searched all the same.
     let held: Vec<_> = (0..CALLS)
         .map(|_| {
             let fields = Fields::default().with(":request", "r1");

@@ -1,6 +1,6 @@
-//! A supervisor that has been taken over, or a shortage of descriptors: what is no message does not end the vault.
+//! A taken-over supervisor, or a shortage of descriptors: malformed packets do not end the vault.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;
@@ -35,7 +35,7 @@ fn send(socket: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_message_is_skipped_and_its_descriptors_are_closed() {
+async fn malformed_packets_are_skipped_and_their_descriptors_are_closed() {
     let upstream = Upstream::start(KEY).await;
     let mut fleet = Fleet::start(&upstream).await;
     fleet.join().await;
@@ -64,13 +64,13 @@ async fn what_is_no_message_is_skipped_and_its_descriptors_are_closed() {
         }
     }
 
-    assert_eq!(fleet.vault().have().await, honest, "it goes on");
+    assert_eq!(
+        fleet.vault().have().await,
+        honest,
+        "the vault keeps serving"
+    );
     drop(gift);
     kept.set_read_timeout(Some(Duration::from_secs(10)))
         .unwrap();
-    assert_eq!(
-        kept.read(&mut [0]).unwrap(),
-        0,
-        "nobody holds the other end"
-    );
+    assert_eq!(kept.read(&mut [0]).unwrap(), 0, "the descriptor was closed");
 }

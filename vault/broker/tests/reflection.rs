@@ -1,6 +1,6 @@
-//! A function that sends its guesses through an upstream that returns them, against the real program.
+//! A function that sends guesses through an upstream that returns them.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;
@@ -44,7 +44,7 @@ async fn echo(worker: &Opener, upstream: &Upstream, binding: Option<&str>, text:
 async fn a_third_complete_match_in_an_hour_stops_the_credential_on_every_way_to_the_host() {
     let upstream = Upstream::start(KEY).await;
     let (mut fleet, worker) = start(&upstream, Reflection::Refuse).await;
-    // What was stored through the slot is read back through plain `fetch`.
+    // A value that was stored through the slot is read back through plain `fetch`.
     for binding in [Some("pay"), None] {
         let answer = echo(&worker, &upstream, binding, &format!("k={KEY};")).await;
         assert_eq!(answer.body, b"k=[scrubbed];", "{binding:?}");
@@ -79,7 +79,7 @@ async fn answers_under_way_end_when_the_credential_stops_although_they_hold_noth
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_vault_that_is_killed_goes_on_counting_where_it_was() {
+async fn a_vault_that_is_killed_continues_its_counts() {
     let upstream = Upstream::start(KEY).await;
     let (mut fleet, release) = deployed(&upstream, Reflection::Refuse).await;
     for matches in 1..=3 {
@@ -92,7 +92,7 @@ async fn a_vault_that_is_killed_goes_on_counting_where_it_was() {
         }
         fleet.kill_and_restart().await;
     }
-    // Stopped it stays, also when the vault is killed again.
+    // The credential stays stopped, even when the vault is killed again.
     for _ in 0..2 {
         let worker = channel(&mut fleet, release).await;
         let answer = echo(&worker, &upstream, Some("pay"), "harmless").await;

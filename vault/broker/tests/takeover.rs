@@ -1,7 +1,7 @@
-//! A control plane that has been taken over, played against the real vault: every refusal by name, and after each the
-//! honest state goes on.
+//! A taken-over control plane against the real vault: every refusal by name, after each of which
+//! the honest state is unchanged.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;
@@ -26,7 +26,7 @@ async fn code(fleet: &mut Fleet, kind: ObjectKind, bytes: Vec<u8>) -> String {
     }
 }
 
-/// What becomes of a call with the credential: `sent`, or the name of the refusal.
+/// The outcome of a call with the credential: `sent`, or the code of the refusal.
 async fn injected(fleet: &mut Fleet, upstream: &Upstream, release: [u8; 32]) -> String {
     let (ours, theirs) = casemate_channel::pair().unwrap();
     let channel = ToVault::Channel {
@@ -66,7 +66,7 @@ async fn every_refusal_of_a_taken_over_control_plane_by_name() {
     let evil = key(66);
     let honest = fleet.vault().have().await;
 
-    // Keys of its own.
+    // Roots with keys of the attacker.
     let root = |version, keys: &[u8]| Root {
         version,
         keys: keys.iter().map(|seed| key(*seed).public()).collect(),
@@ -143,7 +143,7 @@ async fn every_refusal_of_a_taken_over_control_plane_by_name() {
         "signature_threshold"
     );
 
-    // A grant that holds a pool key that is not the signed one.
+    // A grant with another pool key than the signed one.
     let (node_key, sealing_key) = fleet.node_keys();
     let grant = |pool: &Pool, seed: u8| {
         Grant::seal(pool, &[seed; 32], node_key, &sealing_key, &mut random)
@@ -160,7 +160,7 @@ async fn every_refusal_of_a_taken_over_control_plane_by_name() {
         "pool_unknown"
     );
 
-    // Tenants of its own.
+    // Tenants of the attacker.
     let tenant = fleet.tenant.clone();
     let impostor = Tenant::first(
         fleet.fleet,
@@ -334,7 +334,7 @@ async fn every_refusal_of_a_taken_over_control_plane_by_name() {
         "statement_malformed"
     );
 
-    // A listed object that does not exist keeps the manifest out, and what was there goes on.
+    // A listed object that does not exist keeps the manifest out, and the earlier state stays.
     let mut hollow = next.clone();
     hollow
         .functions
@@ -347,10 +347,10 @@ async fn every_refusal_of_a_taken_over_control_plane_by_name() {
     assert_eq!(
         fleet.vault().have().await,
         honest,
-        "nothing of all that changed anything"
+        "none of the attempts changed anything"
     );
     fleet.kill_and_restart().await;
-    assert_eq!(fleet.vault().have().await, honest, "and nothing is lost");
+    assert_eq!(fleet.vault().have().await, honest, "nothing is lost");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -396,7 +396,7 @@ async fn an_expired_root_signs_nothing_new_and_leads_to_the_next() {
     assert_eq!(
         fleet.vault().have().await,
         before,
-        "what was accepted stands"
+        "accepted statements stay valid"
     );
     let verdict = fleet.vault().submit(ObjectKind::Root, root(3, FAR)).await;
     assert_eq!(verdict, accepted);
@@ -426,7 +426,7 @@ async fn a_node_that_learns_of_its_revocation_stops_for_good_whoever_renews_its_
         }
         list
     };
-    // The holder of the online key revokes nobody.
+    // The holder of the online key cannot revoke a node.
     let forged = list(1, &[node]).sign(&[&key(20)]).to_bytes();
     let (none, named, later) = (list(1, &[]), list(2, &[node]), list(3, &[node]));
     let root = |list: Revocations| list.sign(&[&key(1)]).to_bytes();
@@ -454,7 +454,8 @@ async fn a_node_that_learns_of_its_revocation_stops_for_good_whoever_renews_its_
         "node_revoked"
     );
     assert!(fleet.vault().have().await.grants.is_empty());
-    // What a taken-over control plane can do: start it again, give it the key again, show the older list, answer leases.
+    // The attempts of a taken-over control plane: restart the node, grant the key again, send the
+    // older list, answer leases.
     fleet.kill_and_restart().await;
     assert_eq!(
         injected(&mut fleet, &upstream, release).await,
@@ -486,7 +487,8 @@ async fn what_a_lease_claims_is_kept_under_the_online_keys_signature() {
     let mut fleet = Fleet::start(&upstream).await;
     let nonce = fleet.join_without_lease().await;
     fleet.deploy(5).await;
-    // It hides manifest 5, which the vault holds, and another tenant's manifest, which it does not send.
+    // The control plane hides manifest 5, which the vault holds, and another tenant's manifest,
+    // which it does not send.
     let claimed = [(fleet.tenant.id, 4), (TenantId([9; 32]), 1)];
     let claims = Claims::new(77, 1, claimed.into());
     let answered = fleet.answer_lease_with(&nonce, 20, claims.clone()).await;
@@ -494,7 +496,7 @@ async fn what_a_lease_claims_is_kept_under_the_online_keys_signature() {
     let said = fleet.describe().await["claims"].clone();
     assert_eq!(said["lacking"], 2, "{said}");
     assert_eq!(said["outdated"], 1, "{said}");
-    // The lie lies there, signed, also after a restart.
+    // The lie stays stored with its signature, even after a restart.
     fleet.kill_and_restart().await;
     assert_eq!(fleet.describe().await["claims"], said);
     let kept = fleet.kept_leases();

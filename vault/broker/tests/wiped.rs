@@ -1,6 +1,6 @@
-//! What of a credential is left in the vault's memory, read from outside.
+//! Remains of a credential in the vault's memory, read from outside.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod fleet;
 mod upstream;
@@ -20,11 +20,11 @@ use worker::{call, channel};
 
 /// Calls with each kind of slot.
 const CALLS: usize = 20;
-/// Read at a time, bytes.
+/// Bytes that are read at a time.
 const BLOCK_BYTES: usize = 1 << 20;
 
-/// Counts places in the writable memory of a process where one of the texts stands, without
-/// counting any twice.
+/// Counts the occurrences of the texts in the writable memory of a process, without counting any
+/// twice.
 fn copies(process: u32, texts: &[&str]) -> std::io::Result<Vec<usize>> {
     let memory = File::open(format!("/proc/{process}/mem"))?;
     let maps = std::fs::read_to_string(format!("/proc/{process}/maps"))?;
@@ -38,7 +38,7 @@ fn copies(process: u32, texts: &[&str]) -> std::io::Result<Vec<usize>> {
         let (mut from, to) = (from.unwrap(), to.unwrap());
         while from < to {
             let length = block.len().min((to - from) as usize);
-            // A mapping may have gone since the list was read.
+            // A mapping may have been removed since the list was read.
             let Ok(read) = memory.read_at(&mut block[..length], from) else {
                 break;
             };
@@ -54,7 +54,7 @@ fn copies(process: u32, texts: &[&str]) -> std::io::Result<Vec<usize>> {
 /// How often a text begins within the first bytes of a block.
 fn occurrences(block: &[u8], text: &[u8], most: usize) -> usize {
     let (mut at, mut count) = (0, 0);
-    // The library's search for a byte is fast in a test without optimisation too.
+    // The library's search for a byte is fast even in a test without optimisation.
     while let Ok(skipped) = (&block[at..]).skip_until(text[0]) {
         let found = at + skipped;
         if skipped == 0 || found > most || block[found - 1] != text[0] {
@@ -91,13 +91,13 @@ async fn no_copy_of_a_credential_outlives_its_connections() {
         let upstream = Upstream::start_with(KEY, &[alpn]).await;
         let mut fleet = Fleet::start(&upstream).await;
         fleet.edit_release = with_every_slot;
-        // Its upstream returns what it is sent, over and over.
+        // Its upstream returns what it receives, repeatedly.
         fleet.reflection = Reflection::Scrub;
         fleet.join().await;
         let release = fleet.deploy(1).await;
         let worker = channel(&mut fleet, release).await;
         let process = fleet.vault().process();
-        // The value as it is stands in the bearer's field and in the query.
+        // The plain value is in the bearer's field and in the query.
         let texts = [KEY, pair.as_str(), upstream.host.as_str()];
         if let Err(error) = copies(process, &texts) {
             println!("skipped: the memory of another process cannot be read here: {error}");
@@ -105,7 +105,7 @@ async fn no_copy_of_a_credential_outlives_its_connections() {
         }
         for binding in ["pay", "basic", "query"] {
             let calls = (0..CALLS).map(|number| {
-                // Every other answer says what it was sent.
+                // Every other answer echoes the request.
                 let path = ["/v1/x", "/v1/mirror?gzip", "/v1/mirror?plain", "/v1/leak"][number % 4];
                 let (worker, url) = (&worker, upstream.url(path));
                 async move {
@@ -118,7 +118,7 @@ async fn no_copy_of_a_credential_outlives_its_connections() {
             assert!(statuses.iter().all(|status| matches!(status, 200 | 302)));
         }
         let open = copies(process, &texts).unwrap();
-        assert!(open[2] > 0, "the search does not find what is there");
+        assert!(open[2] > 0, "the search must find existing copies");
         // Without its secret the pool's connections close.
         let mut manifest = fleet.manifest(2);
         manifest.secrets.clear();

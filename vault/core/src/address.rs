@@ -1,11 +1,12 @@
-//! Which resolved addresses may be dialled. The check is made on the address that is then dialled.
+//! Decides which resolved addresses may be dialled. The checked address is the one that is then
+//! dialled.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// Addresses that are not the public internet (IANA's special-purpose registries, RFC 6890 and its
-/// successors).
+/// IPv4 ranges that are not the public internet (IANA's special-purpose registries, RFC 6890 and
+/// its successors).
 const SPECIAL_V4: &[([u8; 4], u8)] = &[
     ([0, 0, 0, 0], 8),
     ([10, 0, 0, 0], 8),
@@ -27,19 +28,19 @@ const SPECIAL_V4: &[([u8; 4], u8)] = &[
     ([240, 0, 0, 0], 4),
 ];
 
-/// The only part of IPv6 that is the public internet, less what tunnels or documents in it.
+/// The public part of IPv6; the exceptions are tunnels and documentation ranges in it.
 const PUBLIC_V6: ([u16; 8], u8) = ([0x2000, 0, 0, 0, 0, 0, 0, 0], 3);
 const SPECIAL_V6: &[([u16; 8], u8)] = &[
     // Teredo, ORCHID, benchmarking and the rest of the IETF's block.
     ([0x2001, 0, 0, 0, 0, 0, 0, 0], 23),
     ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32),
-    // 6to4 carries an IPv4 address inside.
+    // 6to4 contains an IPv4 address.
     ([0x2002, 0, 0, 0, 0, 0, 0, 0], 16),
     ([0x2620, 0x4f, 0x8000, 0, 0, 0, 0, 0], 48),
     ([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20),
 ];
 
-/// Whether an address is the public internet.
+/// Whether an address is on the public internet.
 pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
@@ -57,8 +58,7 @@ pub fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// The addresses that may be dialled, in their order: public ones, and those that the operator
-/// allowed.
+/// The addresses that may be dialled, in order: public ones, and those that the operator allowed.
 pub fn dialable(resolved: &[IpAddr], allowed: &[IpNet]) -> Vec<IpAddr> {
     let may = |address: &&IpAddr| {
         is_public(**address) || allowed.iter().any(|net| net.contains(*address))

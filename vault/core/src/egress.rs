@@ -1,4 +1,4 @@
-//! Whether a call may go, and which credential goes with it. Deny unless declared.
+//! Decides whether a call is permitted, and which credential goes with it. Deny unless declared.
 
 use casemate_trust::authority::CaPem;
 use casemate_trust::path::{CanonicalPath, Method, PathPattern};
@@ -7,12 +7,12 @@ use casemate_trust::statement::EgressCeiling;
 
 use crate::target::{Target, TargetError};
 
-/// A call that may go.
+/// A permitted call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allowed<'a> {
-    /// Where to.
+    /// The target.
     pub target: Target,
-    /// How.
+    /// The method.
     pub method: Method,
     /// The slot to fill, if any.
     pub credential: Option<&'a Credential>,
@@ -22,27 +22,27 @@ pub struct Allowed<'a> {
     pub limited: bool,
 }
 
-/// Why a call may not go. The function reads the text, and the code that the broker gives each
+/// Why a call is denied. The function sees the text, and the code that the broker assigns to each
 /// variant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Denial {
     /// The URL has no single meaning.
     #[error("the URL is refused: {0}")]
     Target(#[from] TargetError),
-    /// Not a method of ours.
+    /// The method is not supported.
     #[error("expected an HTTP method in upper case, without CONNECT and TRACE")]
     Method,
-    /// No such capability.
+    /// The release declares no such capability.
     #[error("the release declares no credential for the binding {0}")]
     Binding(String),
-    /// The capability goes elsewhere.
+    /// The capability leads to another place.
     #[error("the binding {binding} goes to https://{declared}, not to {asked}")]
     Elsewhere {
         /// The binding.
         binding: String,
-        /// Where it goes.
+        /// The declared place.
         declared: String,
-        /// Where it was to go.
+        /// The requested place.
         asked: String,
     },
     /// The operator's ceiling for the tenant does not allow it.
@@ -53,7 +53,7 @@ pub enum Denial {
         /// Port.
         port: u16,
     },
-    /// Nothing in the release allows it.
+    /// Nothing in the release allows the place.
     #[error("the release declares no egress to {scheme}://{host}:{port}")]
     Host {
         /// Scheme.
@@ -66,7 +66,7 @@ pub enum Denial {
     /// The host is declared, but not with this method or path.
     #[error("the release declares egress to that host, but not {0} with that path")]
     MethodOrPath(Method),
-    /// A path that servers read in different ways, where paths decide.
+    /// The path has several readings, and the release limits paths.
     #[error(
         "the path is not canonical: where the release limits paths, it must have no `//`, `.`, `..`, `;` or needless percent-encoding, \
          and percent-encoding in upper case"
@@ -74,7 +74,7 @@ pub enum Denial {
     Path,
 }
 
-/// The host and port of a slot, as a URL's authority.
+/// The host and port of a slot, in the form of a URL's authority.
 fn declared(credential: &Credential) -> String {
     if credential.port == Scheme::Https.default_port() {
         credential.host.to_string()
@@ -83,8 +83,8 @@ fn declared(credential: &Credential) -> String {
     }
 }
 
-/// Judges one call of a function whose release this is; `binding` is the capability that it used,
-/// if any, and `ceiling` what the operator allows the tenant at most.
+/// Decides one call of a function with this release; `binding` is the capability that it used, if
+/// any, and `ceiling` the operator's limits for the tenant.
 ///
 /// # Errors
 /// See [`Denial`].
@@ -109,7 +109,7 @@ pub fn decide<'a>(
     }
 }
 
-/// A call through a capability: it goes to the capability's slot, or nowhere.
+/// Decides a call through a capability, which leads to the capability's slot or nowhere.
 fn by_binding<'a>(
     release: &'a Release,
     binding: &str,
@@ -133,8 +133,8 @@ fn by_binding<'a>(
     }
 }
 
-/// A plain call: by the first slot, or else the first rule, that fits it. The last one that names
-/// its host says why none does.
+/// Decides a plain call by the first slot, or else the first rule, that matches. If none does, the
+/// last one with the same host supplies the reason.
 fn by_rules(release: &Release, target: Target, method: Method) -> Result<Allowed<'_>, Denial> {
     let mut denial = Denial::Host {
         scheme: target.scheme.as_str(),
@@ -160,7 +160,7 @@ fn by_rules(release: &Release, target: Target, method: Method) -> Result<Allowed
     Err(denial)
 }
 
-/// What a slot and a rule without a credential have in common.
+/// The common part of a slot and of a rule without a credential.
 struct Rule<'a> {
     methods: &'a [Method],
     paths: &'a [PathPattern],
@@ -202,7 +202,8 @@ const fn is_limited(methods: &[Method], paths: &[PathPattern]) -> bool {
     !methods.is_empty() || !paths.is_empty()
 }
 
-/// Where paths decide, a path must be canonical; where they do not, it is the upstream's affair.
+/// Whether a call matches. Where the rule limits paths, the path must be canonical; otherwise its
+/// reading is left to the upstream.
 fn fits(
     methods: &[Method],
     paths: &[PathPattern],
@@ -393,7 +394,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_the_release_denies_is_another_denial_than_what_no_release_could_allow() {
+    fn a_denial_by_the_release_differs_from_one_that_no_release_could_lift() {
         let release = release();
         let no_release_could = |binding, method, url| {
             let denied = decide(&release, None, binding, method, url).unwrap_err();

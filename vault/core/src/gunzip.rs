@@ -1,25 +1,25 @@
 //! Decoding of gzip (RFC 1952) in steps of bounded work.
 //!
 //! [`Gunzip`] is sans-IO: the caller pushes input and takes output, one [`Gunzip::step`] at a time,
-//! and may do something else between two steps. Memory is a window of 32 KiB, which is all that the
-//! format can ask for, and one piece of output.
+//! and may do other work between two steps. Its memory is a window of 32 KiB, the largest that the
+//! format allows, and one piece of output.
 
 use bytes::{Buf as _, Bytes};
 use flate2::{Crc, Decompress, FlushDecompress, Status};
 
-/// Bytes that one step reads at most.
+/// Most bytes that one step reads.
 const STEP_INPUT_BYTES: usize = 16 * 1024;
-/// Bytes that one step makes at most. Decoding so much takes some ten microseconds.
+/// Most bytes that one step produces. Decoding so much takes some ten microseconds.
 pub const STEP_OUTPUT_BYTES: usize = 16 * 1024;
-/// Decoded bytes of one answer. More than a function's heap can hold; larger answers can be asked
-/// for in parts.
+/// Most decoded bytes of one answer. More than a function's heap can hold; larger answers can be
+/// requested in parts.
 pub const MAX_DECODED_BYTES: u64 = 256 << 20;
-/// Decoded bytes for which no ratio is looked at: short answers that repeat themselves are common.
+/// Decoded bytes below which the ratio is not checked: short repetitive answers are common.
 pub const FREE_DECODED_BYTES: u64 = 8 << 20;
 /// Decoded bytes for each encoded byte beyond [`FREE_DECODED_BYTES`]. The format allows 1032;
 /// listings reach about 50.
 pub const MAX_RATIO: u64 = 200;
-/// Members of one answer. Block gzip makes one of every 64 KiB, so this is four times what the
+/// Most members of one answer. Block gzip makes one of every 64 KiB, so this is four times what the
 /// largest answer needs.
 const MAX_MEMBERS: u32 = 16 * 1024;
 /// Bytes of one member's header: an extra field of at most 64 KiB, a name and a comment.
@@ -40,28 +40,28 @@ const TRAILER_BYTES: usize = 8;
 /// Why an answer cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum GzipError {
-    /// No gzip.
+    /// The input is not gzip.
     #[error("expected gzip, found bytes that do not begin a gzip member")]
     Header,
-    /// The header goes on and on.
+    /// The header is too long.
     #[error("expected a gzip header of at most {MAX_HEADER_BYTES} bytes")]
     HeaderLength,
-    /// Damaged.
+    /// The data is damaged.
     #[error("the gzip data are damaged")]
     Data,
-    /// Damaged, or cut.
+    /// The checksum or length is wrong: the data is damaged or cut.
     #[error("the checksum or the length of a gzip member is wrong")]
     Checksum,
-    /// Cut off.
+    /// The data is cut off.
     #[error("the gzip data end within a member")]
     Truncated,
-    /// Too many members.
+    /// There are too many members.
     #[error("expected at most {MAX_MEMBERS} gzip members")]
     Members,
-    /// Too much comes out.
+    /// The decoded data is too large.
     #[error("expected at most {MAX_DECODED_BYTES} decoded bytes")]
     TooLarge,
-    /// A bomb.
+    /// The ratio is too high, as in a bomb.
     #[error(
         "expected at most {MAX_RATIO} decoded bytes for each encoded byte beyond the first \
          {FREE_DECODED_BYTES} decoded bytes"
@@ -69,7 +69,7 @@ pub enum GzipError {
     Ratio,
 }
 
-/// The optional parts of a header, in their order.
+/// The optional parts of a header, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum HeaderPart {
     Fixed,
@@ -80,23 +80,24 @@ enum HeaderPart {
     HeaderCrc,
 }
 
-/// Where in a member the decoder stands.
+/// The position of the decoder within a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Before a member: the body may end here, unless it is the first.
+    /// Before a member: the body may end here, unless it is the first member.
     Between,
     Header(HeaderPart),
     Data,
     Trailer,
 }
 
-/// Decodes one body.
+/// Decodes one body. The delivery of an answer owns it and calls [`Gunzip::step`] until it returns
+/// false.
 pub struct Gunzip {
     state: State,
     inflate: Decompress,
     crc: Crc,
     flags: u8,
-    /// Bytes of the fixed parts of a header or trailer that have come so far.
+    /// The bytes of the fixed part of a header or trailer that have come so far.
     fixed: [u8; FIXED_HEADER_BYTES],
     fixed_length: usize,
     header_bytes: usize,
@@ -124,7 +125,7 @@ impl Default for Gunzip {
 }
 
 impl Gunzip {
-    /// Before the first byte.
+    /// Starts before the first byte.
     pub fn new() -> Self {
         Self {
             state: State::Between,
@@ -141,8 +142,8 @@ impl Gunzip {
         }
     }
 
-    /// Takes from the front of `input` and appends at most [`STEP_OUTPUT_BYTES`] to `output`. The
-    /// step ends early at the end of a member. Returns whether there is more to do without more
+    /// Takes bytes from the front of `input` and appends at most [`STEP_OUTPUT_BYTES`] to `output`.
+    /// The step ends early at the end of a member. Returns whether there is more to do without more
     /// input: call again then.
     ///
     /// # Errors
@@ -173,7 +174,7 @@ impl Gunzip {
         Ok(self.output_waits || !input.is_empty())
     }
 
-    /// The body has ended. An empty body is complete: some servers label it so.
+    /// Checks the end of the body. An empty body is complete, because some servers label it so.
     ///
     /// # Errors
     /// The body ended within a member.
@@ -256,7 +257,7 @@ impl Gunzip {
         Ok(())
     }
 
-    /// Skips a text that ends with a zero, if there is one; whether its end has come.
+    /// Skips a text that ends with a zero, if there is one; returns whether its end has come.
     fn text(&self, flag: u8, input: &mut Bytes) -> bool {
         if self.flags & flag == 0 {
             return true;
@@ -331,8 +332,8 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    /// Decodes what comes in pieces of this size: what came out, how it ended, and the steps that
-    /// it took.
+    /// Decodes input in pieces of this size; returns the output, the result, and the number of
+    /// steps.
     fn decode(encoded: &[u8], piece: usize) -> (Vec<u8>, Result<(), GzipError>, usize) {
         let (mut gunzip, mut decoded, mut steps) = (Gunzip::new(), Vec::new(), 0);
         for piece in encoded.chunks(piece) {
@@ -362,7 +363,7 @@ mod tests {
         let flushed = encoder.get_ref().clone();
         let (decoded, ended, _) = decode(&flushed, flushed.len());
         assert_eq!(decoded.len(), 3 * STEP_OUTPUT_BYTES);
-        assert_eq!(ended, Err(GzipError::Truncated), "the body goes on");
+        assert_eq!(ended, Err(GzipError::Truncated), "the body is not complete");
     }
 
     #[test]
@@ -391,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_cut_off_or_followed_by_something_else_is_refused() {
+    fn damaged_truncated_or_trailing_data_is_refused() {
         let good = gzip(b"some text that is long enough to be cut");
         let mut wrong_sum = good.clone();
         let last = good.len() - 8;
@@ -421,7 +422,7 @@ mod tests {
     #[test]
     fn bombs_of_every_kind_end_within_their_budget() {
         let ratio = gzip(&vec![0; 10 << 20]);
-        assert!(ratio.len() < 12_000, "or this is no bomb");
+        assert!(ratio.len() < 12_000, "the test needs a bomb");
         let (decoded, ended, _) = decode(&ratio, ratio.len());
         assert_eq!(ended, Err(GzipError::Ratio));
         assert!(decoded.len() as u64 <= FREE_DECODED_BYTES + MAX_RATIO * ratio.len() as u64);
@@ -429,10 +430,7 @@ mod tests {
         let members = gzip(b"").repeat(MAX_MEMBERS as usize + 1);
         let (decoded, ended, steps) = decode(&members, members.len());
         assert_eq!((decoded.len(), ended), (0, Err(GzipError::Members)));
-        assert!(
-            steps >= MAX_MEMBERS as usize,
-            "a member is a step of its own"
-        );
+        assert!(steps >= MAX_MEMBERS as usize, "each member takes a step");
 
         let name = [
             &[0x1f, 0x8b, 8, FLAG_NAME, 0, 0, 0, 0, 0, 0][..],
@@ -441,7 +439,7 @@ mod tests {
         .concat();
         assert_eq!(decode(&name, 4096).1, Err(GzipError::HeaderLength));
 
-        // Empty stored blocks make nothing however many there are: each step still ends after its
+        // Any number of empty stored blocks produces no output: each step still ends after its
         // input.
         let empty_block = [0, 0, 0, 0xff, 0xff];
         let blocks = [&gzip(b"")[..10], &empty_block.repeat(200_000)].concat();

@@ -1,26 +1,26 @@
-//! Secrets that were opened before. Opening with the pool's key takes some hundred microseconds,
-//! most of a call's; so what was opened once is kept, sealed anew under a key that this process
-//! made for itself, and is in clear only while a call goes out. Whoever reads the memory of this
-//! process gains nothing by it: the pool's key, which opens everything, lies there too.
+//! A cache of opened secrets. Opening with the pool's key takes some hundred microseconds, most of
+//! a call's time. So an opened secret is cached, sealed under a key that this process made for
+//! itself, and is in clear only while a call is sent. An attacker who reads the memory of this
+//! process gains nothing by the cache: the pool's key, which opens everything, is there too.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use casemate_trust::Random;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::name::Identifier;
 use casemate_trust::secret::{Secret, SecretValue};
+use parking_lot::{Mutex, MutexGuard};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use zeroize::Zeroizing;
 
 use crate::keys::PoolKeys;
 use crate::opening::{OpeningError, open_secret};
 
-/// Bytes of the process's own key.
+/// Length of the process's own key.
 const KEY_BYTES: usize = 32;
 
-/// See the module.
+/// The cache; the vault owns it and opens every secret through it.
 pub struct Kept {
     key: LessSafeKey,
     entries: Mutex<Entries>,
@@ -28,7 +28,8 @@ pub struct Kept {
 
 #[derive(Default)]
 struct Entries {
-    /// By the digest of the sealed object, which holds everything that it is bound to.
+    /// Sealed values, by the digest of the sealed object, which covers everything that the secret
+    /// is bound to.
     sealed: HashMap<Digest, Entry>,
     /// Nonces used so far.
     nonces: u64,
@@ -42,23 +43,23 @@ struct Entry {
 }
 
 impl Kept {
-    /// With nothing kept, and a new key.
+    /// Makes an empty cache with a new key.
     pub fn new(random: Random<'_>) -> Self {
         let mut key = Zeroizing::new([0; KEY_BYTES]);
         random(&mut *key);
         let key = UnboundKey::new(&CHACHA20_POLY1305, &*key)
-            .unwrap_or_else(|_| unreachable!("every key of this length is one"));
+            .unwrap_or_else(|_| unreachable!("every key of this length is valid"));
         Self {
             key: LessSafeKey::new(key),
             entries: Mutex::default(),
         }
     }
 
-    /// Opens a secret whose object has this digest. Whether it may be used is decided by the
-    /// caller, each time anew.
+    /// Opens a secret whose object has this digest. The caller decides, each time anew, whether it
+    /// may be used.
     ///
     /// # Errors
-    /// As for [`open_secret`]; a key that is gone opens nothing that was opened before either.
+    /// See [`open_secret`]. Without the pool's key, a cached secret does not open either.
     pub fn open(
         &self,
         digest: &Digest,
@@ -103,25 +104,25 @@ impl Kept {
         Ok(value)
     }
 
-    /// Forgets those for which `keep` is false.
+    /// Removes the secrets for which `keep` is false.
     pub fn retain(&self, keep: impl Fn(&TenantId, &Identifier, &Digest) -> bool) {
         self.entries()
             .sealed
             .retain(|digest, entry| keep(&entry.tenant, &entry.name, digest));
     }
 
-    /// How many are kept.
+    /// Number of cached secrets.
     pub fn len(&self) -> usize {
         self.entries().sealed.len()
     }
 
-    /// Whether none is.
+    /// Whether the cache is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock()
     }
 }
 
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_opened_once_opens_again_and_is_kept_sealed() {
+    fn an_opened_secret_opens_again_and_is_cached_sealed() {
         let (kept, secret, digest) = (kept(), secret(), Digest([1; 32]));
         for _ in 0..3 {
             let value = kept.open(&digest, &secret, &keys()).unwrap();
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_open_is_not_kept() {
+    fn a_secret_that_does_not_open_is_not_cached() {
         let (kept, mut changed) = (kept(), secret());
         changed.ciphertext[0] ^= 1;
         let opened = kept.open(&Digest([2; 32]), &changed, &keys());
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_pools_key_and_once_forgotten_nothing_opens_from_memory() {
+    fn without_the_pools_key_and_once_removed_nothing_opens_from_the_cache() {
         let (kept, secret, digest) = (kept(), secret(), Digest([1; 32]));
         kept.open(&digest, &secret, &keys()).unwrap();
         let opened = kept.open(&digest, &secret, &PoolKeys::default());

@@ -8,24 +8,24 @@ use casemate_trust::name::Name;
 use ring::hkdf;
 use zeroize::Zeroizing;
 
-/// Length of the storage key and of what is derived from it, bytes.
+/// Length of the storage key and of the keys derived from it, bytes.
 pub const STORAGE_KEY_BYTES: usize = 32;
 
 /// The key under which everything at rest is sealed.
 pub struct StorageKey(Zeroizing<[u8; STORAGE_KEY_BYTES]>);
 
 impl StorageKey {
-    /// From its provider.
+    /// Takes the key from its provider.
     pub fn new(bytes: Zeroizing<[u8; STORAGE_KEY_BYTES]>) -> Self {
         Self(bytes)
     }
 
-    /// The vault's own key: HKDF-SHA256 (RFC 5869) with a name of its own.
+    /// Derives the vault's own key by HKDF-SHA256 (RFC 5869), with a purpose of its own.
     pub fn vault_key(&self) -> Zeroizing<[u8; STORAGE_KEY_BYTES]> {
         self.derive(b"casemate vault records v1")
     }
 
-    /// What the supervisor seals its state with.
+    /// Derives the key with which the supervisor seals its state.
     pub fn state_key(&self) -> Zeroizing<[u8; STORAGE_KEY_BYTES]> {
         self.derive(b"casemate supervisor state v1")
     }
@@ -34,7 +34,8 @@ impl StorageKey {
         let mut key = Zeroizing::new([0; STORAGE_KEY_BYTES]);
         let prk =
             hkdf::Salt::new(hkdf::HKDF_SHA256, b"casemate storage key").extract(self.0.as_ref());
-        // A failure must end the program: the key would be all zeros, which everybody knows.
+        // A failure must end the program: otherwise the key would be all zeros, which everybody
+        // knows.
         prk.expand(&[purpose], hkdf::HKDF_SHA256)
             .and_then(|okm| okm.fill(key.as_mut()))
             .expect("32 bytes are within HKDF's bound");
@@ -48,7 +49,7 @@ impl fmt::Debug for StorageKey {
     }
 }
 
-/// The node's own keys: who it is, and what grants are sealed to.
+/// The node's own keys: its identity, and the key that grants are sealed to.
 pub struct NodeKeys {
     identity: SigningKey,
     sealing_seed: Zeroizing<[u8; SEED_BYTES]>,
@@ -56,10 +57,10 @@ pub struct NodeKeys {
 }
 
 impl NodeKeys {
-    /// From their two seeds.
+    /// Makes the keys from their two seeds.
     ///
     /// # Errors
-    /// A seed makes no key.
+    /// A seed gives no valid key.
     pub fn from_seeds(
         identity: &[u8; SEED_BYTES],
         sealing: &[u8; SEED_BYTES],
@@ -72,7 +73,7 @@ impl NodeKeys {
         })
     }
 
-    /// New ones.
+    /// Makes new keys.
     ///
     /// # Errors
     /// As for [`Self::from_seeds`].
@@ -86,17 +87,17 @@ impl NodeKeys {
         Self::from_seeds(&identity, &sealing)
     }
 
-    /// Signs for the node.
+    /// The key that signs for the node.
     pub fn identity(&self) -> &SigningKey {
         &self.identity
     }
 
-    /// What is sealed to the node.
+    /// The key to which grants are sealed.
     pub fn sealing_key(&self) -> &SealingKey {
         &self.sealing
     }
 
-    /// The seeds, identity first: to be sealed at rest and to open grants.
+    /// The seeds, identity first: to be sealed at rest, and to open grants.
     pub fn expose_secret(&self) -> (&[u8; SEED_BYTES], &[u8; SEED_BYTES]) {
         (self.identity.expose_secret(), &self.sealing_seed)
     }
@@ -113,7 +114,7 @@ impl fmt::Debug for NodeKeys {
 pub struct PoolKeys(BTreeMap<(Name, u64), Zeroizing<[u8; SEED_BYTES]>>);
 
 impl PoolKeys {
-    /// Keeps one.
+    /// Stores the key of an epoch.
     pub fn insert(&mut self, pool: Name, epoch: u64, seed: Zeroizing<[u8; SEED_BYTES]>) {
         self.0.insert((pool, epoch), seed);
     }
@@ -123,12 +124,12 @@ impl PoolKeys {
         self.0.get(&(pool.clone(), epoch)).map(|seed| &**seed)
     }
 
-    /// Whether there is any.
+    /// Whether there is no key.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Which there are.
+    /// The pools and epochs of the keys.
     pub fn epochs(&self) -> impl Iterator<Item = (&Name, u64)> {
         self.0.keys().map(|(name, epoch)| (name, *epoch))
     }

@@ -1,18 +1,18 @@
 //! The vault's decisions: opening, egress policy, injection, scrubbing. Pure: time, random bytes
-//! and answers of the network come in as arguments. Only `casemate-vault` links this crate, so only
-//! it can open a secret.
+//! and network answers come in as arguments. Only `casemate-vault` links this crate, so only it can
+//! open a secret.
 //!
 //! | module | decides |
 //! |---|---|
-//! | [`keys`] | what the storage key and the node's seeds become |
+//! | [`keys`] | the keys derived from the storage key and the node's seeds |
 //! | [`opening`] | grants and secrets, opened |
-//! | [`kept`] | secrets that were opened before, sealed in memory |
-//! | [`target`] | what a function's URL means, or that it means two things |
+//! | [`kept`] | a cache of opened secrets, sealed in memory |
+//! | [`target`] | the meaning of a function's URL, or that it is ambiguous |
 //! | [`egress`] | whether a call may go, and which credential goes with it |
 //! | [`address`] | which resolved addresses may be dialled |
 //! | [`slot`] | the header fields and the target that go on the wire |
 //! | [`gunzip`] | an encoded body, decoded in steps of bounded work |
-//! | [`scrub`] | what of an answer the function may see |
+//! | [`scrub`] | the visible part of an answer |
 //! | [`reflection`] | when a credential stops because answers hold it |
 //! | [`liveness`] | whether the lease still holds |
 #![forbid(unsafe_code)]

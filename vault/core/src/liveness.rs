@@ -1,14 +1,14 @@
-//! Leases. Time here is milliseconds since boot, which nobody sets back; a reboot ends a lease.
+//! Leases. Time is milliseconds since boot, a monotonic clock; a reboot ends a lease.
 
 use casemate_trust::id::FleetId;
 use casemate_trust::key::PublicKey;
 use casemate_trust::lease::{Claims, LeaseError, NONCE_BYTES, Question, check};
 use casemate_trust::statement::OnlineKey;
 
-/// A nonce that got no answer is replaced after this, milliseconds.
+/// Time after which an unanswered nonce is replaced, milliseconds.
 const ASK_AGAIN_MS: u64 = 20_000;
 
-/// Whether the control plane has proven, lately enough, that it is alive.
+/// Whether the control plane has proven recently enough that it is alive. The vault owns it.
 #[derive(Debug, Clone)]
 pub struct Liveness {
     lease_ms: u64,
@@ -17,7 +17,7 @@ pub struct Liveness {
 }
 
 impl Liveness {
-    /// A node whose leases last so long, without one.
+    /// Starts without a lease, for leases of this length.
     pub const fn new(lease_ms: u64) -> Self {
         Self {
             lease_ms,
@@ -26,9 +26,9 @@ impl Liveness {
         }
     }
 
-    /// The same with the lease that an earlier run of this boot had, which may have been allowed to
-    /// last longer: it ends when one of today's would, counted from when it was asked for, or from
-    /// now where that is not known.
+    /// Starts with the lease of an earlier run in this boot. If that lease was longer than today's
+    /// setting, it ends when one of today's would, counted from when it was requested, or from now
+    /// if that is unknown.
     pub fn resume(lease_ms: u64, until_ms: u64, begun_ms: Option<u64>, now_ms: u64) -> Self {
         let begun_ms = begun_ms.unwrap_or(now_ms);
         let until_ms = until_ms.min(begun_ms.saturating_add(lease_ms));
@@ -43,17 +43,17 @@ impl Liveness {
         self.until_ms.is_some_and(|until| now_ms < until)
     }
 
-    /// Until when, milliseconds since boot.
+    /// The end of the lease, milliseconds since boot.
     pub fn until_ms(&self) -> Option<u64> {
         self.until_ms
     }
 
-    /// When a lease was asked for that was granted just now.
+    /// When the lease that was just granted had been requested.
     pub fn begun_ms(&self) -> Option<u64> {
         Some(self.until_ms?.saturating_sub(self.lease_ms))
     }
 
-    /// The nonce to ask with, when it is time: half of the lease is over, and no question is under
+    /// The nonce for a request, when it is due: half of the lease is over, and no request is under
     /// way.
     pub fn question(
         &mut self,
@@ -74,14 +74,14 @@ impl Liveness {
         Some(nonce)
     }
 
-    /// The question under way is void: whoever was to answer is gone. The next [`Self::question`]
-    /// asks again.
+    /// Cancels the request under way, because the connection is gone. The next [`Self::question`]
+    /// makes a new one.
     pub fn ask_again(&mut self) {
         self.asked = None;
     }
 
-    /// Judges an answer; what it claims. The lease runs from when the nonce was made, so a late
-    /// answer is a short lease.
+    /// Judges an answer; returns its claims. The lease runs from when the nonce was made, so a late
+    /// answer gives a short lease.
     ///
     /// # Errors
     /// See [`LeaseError`]; nothing has changed.
@@ -136,11 +136,15 @@ mod tests {
             let resumed = Liveness::resume(lease_ms, until_ms, begun_ms, now_ms);
             resumed.until_ms().unwrap()
         };
-        assert_eq!(until(24 * HOUR_MS, Some(0)), until_ms, "as it was granted");
+        assert_eq!(
+            until(24 * HOUR_MS, Some(0)),
+            until_ms,
+            "the lease as granted"
+        );
         assert_eq!(
             until(48 * HOUR_MS, Some(0)),
             until_ms,
-            "it is never made longer"
+            "a lease is never extended"
         );
         assert_eq!(until(3 * HOUR_MS, Some(0)), 3 * HOUR_MS);
         assert!(!Liveness::resume(HOUR_MS, until_ms, Some(0), now_ms).holds(now_ms));
@@ -148,7 +152,7 @@ mod tests {
         let mut over = Liveness::resume(HOUR_MS, until_ms, Some(0), now_ms);
         assert!(
             over.question(now_ms, &mut |_| ()).is_some(),
-            "another one is asked for at once"
+            "a new lease is requested at once"
         );
     }
 

@@ -1,4 +1,4 @@
-//! Opening with the pool's key: grants and secrets.
+//! Opens grants and secrets with the node's and the pool's keys.
 
 use casemate_trust::join::{GRANT_INFO, Grant};
 use casemate_trust::key::{SEED_BYTES, SealingKey};
@@ -10,25 +10,26 @@ use zeroize::Zeroizing;
 
 use crate::keys::{NodeKeys, PoolKeys};
 
-/// Why something stayed closed.
+/// Why a sealed value does not open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OpeningError {
-    /// Made for another node, pool, epoch, tenant, name, version or limits, or changed on the way.
+    /// The value was made for another node, pool, epoch, tenant, name, version or limits, or was
+    /// changed on the way.
     #[error("the sealed value does not open: it was changed, or sealed for something else")]
     Sealed,
     /// The pool's key of that epoch was never granted to this node.
     #[error("this node holds no key of that pool and epoch")]
     NoKey,
-    /// A grant holds another key than the root signed.
+    /// A grant contains another key than the root has signed.
     #[error("the grant holds another key than the root signed for this pool")]
     NotThePools,
-    /// It opened to something that no header can carry.
+    /// The opened value cannot be carried in a header.
     #[error("the opened value is not a valid secret (length or characters)")]
     Value,
 }
 
 impl OpeningError {
-    /// Stable name.
+    /// The stable code.
     pub const fn code(self) -> &'static str {
         match self {
             Self::Sealed => "sealed_value_unopenable",
@@ -60,7 +61,7 @@ fn open(
     opened.map(Zeroizing::new).map_err(|_| OpeningError::Sealed)
 }
 
-/// Opens a grant made to this node and checks that it holds the key that the root signed.
+/// Opens a grant to this node and checks that it contains the key that the root has signed.
 ///
 /// # Errors
 /// See [`OpeningError`].
@@ -93,7 +94,7 @@ pub fn open_grant(
 }
 
 /// Opens a secret that the newest manifest lists. The judge has checked its place; the AAD is built
-/// from it again. For calls there is [`crate::kept::Kept`], which does it once.
+/// from that place again. Calls use [`crate::kept::Kept`], which caches the result.
 ///
 /// # Errors
 /// See [`OpeningError`].

@@ -1,5 +1,5 @@
-//! When a credential stops because answers hold it. An upstream that returns what it was sent turns
-//! a function's guess into a question, and a complete match into the answer *yes*. So complete
+//! Decides when a credential stops because answers contain it. An upstream that echoes turns a
+//! function's guess into a question, and a complete match into the answer *yes*. So complete
 //! matches are counted for each function and secret, and after a few of them the credential stops
 //! for that function.
 
@@ -13,11 +13,11 @@ use casemate_trust::name::{Identifier, Name};
 pub const MAX_MATCHES: u32 = 3;
 /// How long matches count, and how long a credential stays stopped, ms of the boot clock.
 pub const WINDOW_MS: u64 = 60 * 60 * 1000;
-/// Pairs of function and secret of a tenant with a match in the last hour; every pair beyond them
-/// counts as stopped. A tenant has fewer functions with slots than that in any usual fleet.
+/// Most pairs of function and secret of a tenant with a match in the last hour; further pairs count
+/// as stopped. Usual tenants have fewer functions with slots.
 const MAX_PAIRS: usize = 1024;
 
-/// Which function, and which of its tenant's secrets.
+/// A function, and one of its tenant's secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Pair {
     function: Name,
@@ -27,7 +27,7 @@ struct Pair {
 #[derive(Debug, Clone, Copy)]
 struct Count {
     matches: u32,
-    /// Of the first match, or of the one with which the credential stopped.
+    /// The time of the first match, or of the one that stopped the credential.
     since_ms: u64,
 }
 
@@ -46,11 +46,11 @@ pub struct Stopped {
     pub function: Name,
     /// The secret.
     pub secret: Identifier,
-    /// When it may be used again, ms of the boot clock.
+    /// When the credential may be used again, ms of the boot clock.
     pub until_ms: u64,
 }
 
-/// The count of a function and secret, for whoever writes it down.
+/// The count of a function and secret, to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counted {
     /// The function.
@@ -59,16 +59,17 @@ pub struct Counted {
     pub secret: Identifier,
     /// Complete matches.
     pub matches: u32,
-    /// Of the first match, or of the one with which the credential stopped, ms of the boot clock.
+    /// The time of the first match, or of the one that stopped the credential, ms of the boot
+    /// clock.
     pub since_ms: u64,
 }
 
-/// What a match came to.
+/// The result of counting a match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recorded {
-    /// It is counted.
+    /// The match is counted.
     Counts,
-    /// The credential stops with it.
+    /// The match stops the credential.
     Stops,
     /// The credential was stopped already; nothing has changed.
     IsStopped,
@@ -78,7 +79,7 @@ pub enum Recorded {
 #[derive(Debug, Default)]
 struct Counts {
     of_pairs: HashMap<Pair, Count>,
-    /// Since when every pair is stopped, because the tenant's record could not be read.
+    /// When every pair was stopped because the tenant's record could not be read.
     unread_since_ms: Option<u64>,
 }
 
@@ -87,14 +88,14 @@ impl Counts {
         self.of_pairs.retain(|_, count| !count.has_ended(now_ms));
     }
 
-    /// The same, while the hour has not passed.
+    /// The same, until the hour has passed.
     fn unread_since_ms(&self, now_ms: u64) -> Option<u64> {
         self.unread_since_ms
             .filter(|since_ms| now_ms.saturating_sub(*since_ms) < WINDOW_MS)
     }
 }
 
-/// What was counted in the last hour, by tenant. The vault owns one, and writes down what changes.
+/// The matches of the last hour, by tenant. The vault owns one, and stores every change.
 #[derive(Debug, Default)]
 pub struct Reflections {
     tenants: HashMap<TenantId, Counts>,
@@ -137,12 +138,12 @@ impl Reflections {
         Recorded::Stops
     }
 
-    /// Stops a credential whose count could not be written down: it would be forgotten.
+    /// Stops a credential whose count could not be stored and would be forgotten.
     pub fn stop(&mut self, tenant: TenantId, function: &Name, secret: &Identifier, now_ms: u64) {
         self.record(tenant, function, secret, MAX_MATCHES, now_ms);
     }
 
-    /// The counts of a tenant that matter now, in order, to be written down.
+    /// The counts of a tenant that still matter, in order, to be stored.
     pub fn counted(&self, tenant: &TenantId, now_ms: u64) -> Vec<Counted> {
         let counts = self.tenants.get(tenant);
         let pairs = counts.into_iter().flat_map(|counts| &counts.of_pairs);
@@ -161,8 +162,8 @@ impl Reflections {
         counted
     }
 
-    /// Since when every credential of a tenant is stopped, ms of the boot clock: see
-    /// [`Self::stop_tenant`]. To be written down with the counts.
+    /// When every credential of a tenant was stopped, ms of the boot clock: see
+    /// [`Self::stop_tenant`]. To be stored with the counts.
     pub fn tenant_stopped_since(&self, tenant: &TenantId, now_ms: u64) -> Option<u64> {
         self.tenants.get(tenant)?.unread_since_ms(now_ms)
     }
@@ -173,7 +174,7 @@ impl Reflections {
         counts.unread_since_ms = counts.unread_since_ms.max(Some(since_ms));
     }
 
-    /// Takes in what an earlier run of the vault wrote down of a tenant.
+    /// Restores the counts of a tenant that an earlier run of the vault has stored.
     pub fn restore(&mut self, tenant: TenantId, counted: Vec<Counted>, now_ms: u64) {
         let counts = self.tenants.entry(tenant).or_default();
         for counted in counted {
@@ -215,8 +216,8 @@ impl Reflections {
         is_stopped.then_some(count.since_ms + WINDOW_MS)
     }
 
-    /// All pairs that are stopped now: the first of each tenant, then the second of each, and so
-    /// on, so that a tenant of many leaves room to the others in a list that is cut.
+    /// All pairs that are stopped now: first one of each tenant, then a second one of each, and so
+    /// on, so that a tenant with many leaves room for the others in a shortened list.
     pub fn stopped(&self, now_ms: u64) -> Vec<Stopped> {
         let mut stopped = Vec::new();
         for tenant in self.tenants.keys() {
@@ -302,13 +303,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_down_counts_on() {
+    fn stored_counts_still_count() {
         let (web, key) = (name("web"), secret("KEY"));
         let mut before = Reflections::default();
         before.record(TENANT, &web, &key, 2, 1000);
         before.record(TENANT, &name("old"), &key, 2, 0);
         let counted = before.counted(&TENANT, WINDOW_MS);
-        assert_eq!(counted.len(), 1, "what has ended is not written down");
+        assert_eq!(counted.len(), 1, "counts that have ended are not stored");
         let mut after = Reflections::default();
         after.restore(TENANT, counted, WINDOW_MS);
         assert_eq!(after.stopped_until(&TENANT, &web, &key, WINDOW_MS), None);
@@ -317,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_or_written_stops() {
+    fn a_count_that_cannot_be_read_or_written_stops_the_credential() {
         let (web, key) = (name("web"), secret("KEY"));
         let until = |reflections: &Reflections, now_ms| {
             reflections.stopped_until(&TENANT, &web, &key, now_ms)

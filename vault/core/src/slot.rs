@@ -1,5 +1,5 @@
-//! What goes on the wire: the function's header fields less what is not its to set, and the secret
-//! in its slot.
+//! Builds the head of an outgoing call: the function's header fields, less those that it may not
+//! set, and the secret in its slot.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use crate::target::Target;
 /// Most header fields of a call.
 pub const MAX_FIELDS: usize = 128;
 
-/// Fields that belong to the connection (RFC 9110, section 7.6.1), that we set ourselves, or that a
+/// Fields that belong to the connection (RFC 9110, section 7.6.1), that the vault sets, or that a
 /// client never sends.
 const NOT_THE_FUNCTIONS: &[&str] = &[
     "host",
@@ -37,7 +37,7 @@ const NOT_THE_FUNCTIONS: &[&str] = &[
 ];
 
 /// Header fields with which servers, frameworks and proxies replace the method or the path of a
-/// request. Names are written with `-`; servers fold `_` into it.
+/// request. Names are written with `-`; servers treat `_` alike.
 const OVERRIDES: &[&str] = &[
     "x-http-method",
     "x-method",
@@ -68,10 +68,10 @@ const OVERRIDES: &[&str] = &[
     "base-url",
 ];
 
-/// Beginnings of such names. What a proxy says of its caller alone may pass: [`NO_OVERRIDES`].
+/// Prefixes of such names. Fields about the caller alone may pass: [`NO_OVERRIDES`].
 const OVERRIDE_PREFIXES: &[&str] = &["x-forwarded-", "x-original-", "x-middleware-"];
 
-/// Fields that begin like an override and name the caller, not the request.
+/// Fields that begin like an override but describe the caller, not the request.
 const NO_OVERRIDES: &[&str] = &[
     "x-forwarded-for",
     "x-forwarded-port",
@@ -79,7 +79,7 @@ const NO_OVERRIDES: &[&str] = &[
     "x-original-forwarded-for",
 ];
 
-/// Whether a field may replace the method or the path that was judged. The name is in lower case.
+/// Whether a field may replace the judged method or path. The name is in lower case.
 fn is_override(lower: &str) -> bool {
     let name = lower.replace('_', "-");
     let begins = OVERRIDE_PREFIXES
@@ -90,11 +90,11 @@ fn is_override(lower: &str) -> bool {
         || (begins && !NO_OVERRIDES.contains(&name.as_str()))
 }
 
-/// What a call asks for whose answer is searched, whatever the function asked for: the encoding in
-/// which the answer can be searched.
+/// The encoding that a call asks for if its answer is searched, whatever the function asked for:
+/// the only one that the vault decodes.
 const ACCEPT_ENCODING: &str = "gzip";
 
-/// Unreserved characters stay (RFC 3986, section 2.3).
+/// Unreserved characters are not encoded (RFC 3986, section 2.3).
 pub(crate) const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -110,7 +110,7 @@ pub struct Outgoing {
     pub fields: Vec<(String, Bytes, bool)>,
 }
 
-/// Bytes that are wiped when the last holder lets go.
+/// Bytes that are wiped when the last holder drops them.
 struct Wiped(Vec<u8>);
 
 impl AsRef<[u8]> for Wiped {
@@ -125,12 +125,12 @@ impl Drop for Wiped {
     }
 }
 
-/// Builds the head of a call from what the function sent and, if a slot is to be filled, the opened
-/// secret. Whatever the function put into the slot itself, in any case and under any spelling that
-/// servers fold together, is dropped. Where the call is allowed by its method or path (`limited`),
-/// fields that replace these are dropped too: the server would carry out another request than the
-/// one that was judged. Where the answer is `searched`, the call asks for the one encoding in which
-/// it can be.
+/// Builds the head of a call from the function's fields and, if a slot is filled, the opened
+/// secret. A value that the function itself put into the slot, under any spelling that servers
+/// treat alike, is dropped. If the call is limited by method or path (`limited`), fields that
+/// replace these are dropped too, because the server would otherwise carry out another request than
+/// the judged one. If the answer is `searched`, the call asks for the one encoding that the vault
+/// decodes.
 pub fn fill<'a>(
     target: &Target,
     fields: impl Iterator<Item = (&'a str, &'a [u8])> + Clone,
@@ -180,7 +180,7 @@ pub fn fill<'a>(
             path_and_query = with_parameter(target, name, secret);
         }
         Some((slot, secret)) => {
-            let name = slot.header().expect("a slot that is no query parameter");
+            let name = slot.header().expect("a slot that is not a query parameter");
             fields.push((
                 name.to_owned(),
                 Bytes::from_owner(Wiped(header_value(slot, secret))),

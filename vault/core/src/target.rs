@@ -1,10 +1,10 @@
-//! What a function's URL means. Only spellings with one meaning pass; what passes goes on the wire
-//! byte for byte.
+//! Parses a function's URL. Only spellings with one meaning are accepted, and they are sent
+//! unchanged, byte for byte.
 
 use casemate_trust::host::HostName;
 use casemate_trust::release::Scheme;
 
-/// Longest target, bytes: what common servers take.
+/// Longest target, bytes: the limit of common servers.
 pub const MAX_TARGET_BYTES: usize = 8 * 1024;
 
 /// An absolute URL with one meaning.
@@ -14,7 +14,7 @@ pub struct Target {
     pub scheme: Scheme,
     /// Host.
     pub host: HostName,
-    /// Port, the scheme's own when none was written.
+    /// Port; the scheme's default when the URL has none.
     pub port: u16,
     /// Path, beginning with `/`.
     pub path: String,
@@ -25,19 +25,19 @@ pub struct Target {
 /// Why a URL was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
-    /// Too long.
+    /// The URL is too long.
     #[error("expected a URL of at most {MAX_TARGET_BYTES} bytes")]
     Length,
-    /// Neither `https://` nor `http://`.
+    /// The URL begins with neither `https://` nor `http://`.
     #[error("expected a URL that begins with https:// or http://")]
     Scheme,
-    /// A host in an odd spelling, with user or zone.
+    /// The host has an unusual spelling, a user or a zone.
     #[error("expected a host in lower case without user, zone or trailing dot")]
     Host,
-    /// A port that is none.
+    /// The port is invalid.
     #[error("expected a port from 1 to 65535 without leading zeros")]
     Port,
-    /// A byte that has no place in a path or a query.
+    /// The path or query contains a forbidden byte.
     #[error(
         "expected a path and a query of visible ASCII without `#`, `\\`, quotes and angle brackets"
     )]
@@ -45,10 +45,10 @@ pub enum TargetError {
 }
 
 impl Target {
-    /// Parses the URL that a worker asks for.
+    /// Parses the URL that a worker requests.
     ///
     /// # Errors
-    /// It could be read in two ways, or not at all.
+    /// The URL has two readings, or none.
     pub fn parse(url: &str) -> Result<Self, TargetError> {
         if url.len() > MAX_TARGET_BYTES {
             return Err(TargetError::Length);
@@ -88,7 +88,7 @@ impl Target {
         })
     }
 
-    /// `host` or `host:port`, as `Host` and `:authority` carry it.
+    /// `host` or `host:port`, the value of `Host` and `:authority`.
     pub fn authority(&self) -> String {
         let host = match self.host.as_ip() {
             Some(core::net::IpAddr::V6(address)) => format!("[{address}]"),
@@ -101,7 +101,7 @@ impl Target {
         }
     }
 
-    /// Path and query, as the request line carries them.
+    /// Path and query, as in the request line.
     pub fn path_and_query(&self) -> String {
         match &self.query {
             Some(query) => format!("{}?{query}", self.path),
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn which_host_is_it() {
+    fn spellings_of_a_host_have_one_reading_or_are_refused() {
         let odd = [
             "https://a.test./",
             "https://A.test/",

@@ -1,14 +1,14 @@
-//! Canonical paths, and the patterns that rules hold them to.
+//! Canonical paths, and the patterns of rules for paths.
 //!
-//! A rule for paths is only as good as its agreement with the program behind it about which path a
-//! text names. Some programs decode `%2f`, resolve `..`, merge `//`, cut off what follows `;` or
-//! take `\` for `/`, and some do that twice. A [`CanonicalPath`] is a path that all of them read in
-//! the same way. It is the only thing that a [`PathPattern`] can be asked about, so the perimeter
-//! of a function and the rules for its outgoing calls cannot differ.
+//! A rule for paths works only if it agrees with the program behind it about which path a text
+//! names. Some programs decode `%2f`, resolve `..`, merge `//`, cut off what follows `;` or treat
+//! `\` as `/`, and some do that twice. A [`CanonicalPath`] is a path that all of them read in the
+//! same way. A [`PathPattern`] matches nothing else, so the perimeter of a function and the rules
+//! for its outgoing calls cannot differ.
 //!
-//! Two spellings that RFC 3986 (section 6.2.2) holds for the same path have one canonical form:
-//! escapes of unreserved characters are decoded, and the digits of the others are upper case. A
-//! path with more than one reading is refused.
+//! Two spellings that are equivalent by RFC 3986 (section 6.2.2) have one canonical form: escapes
+//! of unreserved characters are decoded, and the digits of other escapes are upper case. A path
+//! with more than one reading is refused.
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
@@ -19,7 +19,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Longest path pattern, bytes.
 pub const MAX_PATTERN_BYTES: usize = 1024;
-/// Of a refused text, so much is shown, characters.
+/// Characters of a refused text that an error shows.
 const EXCERPT_CHARS: usize = 60;
 
 /// A path that programs may read in different ways.
@@ -30,7 +30,7 @@ const EXCERPT_CHARS: usize = 60;
 )]
 pub struct AmbiguousPath;
 
-/// A text that is no path pattern.
+/// The text is not a path pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected a canonical path such as `/v1/charges` or a prefix such as `/v1/*`, got {0:?}")]
 pub struct PatternError(String);
@@ -48,7 +48,7 @@ impl<'a> CanonicalPath<'a> {
     /// The canonical form of a path.
     ///
     /// # Errors
-    /// The path has more than one reading, or is none.
+    /// The path has more than one reading, or is invalid.
     pub fn new(path: &'a str) -> Result<Self, AmbiguousPath> {
         let rest = path.strip_prefix('/').ok_or(AmbiguousPath)?;
         let canonical = if path.contains('%') {
@@ -58,7 +58,7 @@ impl<'a> CanonicalPath<'a> {
         } else {
             return Err(AmbiguousPath);
         };
-        // After decoding: an encoded dot is a dot.
+        // After decoding, because an encoded dot is a dot.
         let rest = canonical.get(1..).unwrap_or(rest);
         let mut segments = rest.split('/').peekable();
         while let Some(segment) = segments.next() {
@@ -106,7 +106,7 @@ fn decode_unreserved(path: &str) -> Result<String, AmbiguousPath> {
             byte => out.push_str(&format!("%{byte:02X}")),
         }
     }
-    // Lax decoders find dots and slashes in what is no UTF-8, such as `%c0%ae`.
+    // Lax decoders find dots and slashes in invalid UTF-8, such as `%c0%ae`.
     std::str::from_utf8(&decoded).map_err(|_| AmbiguousPath)?;
     Ok(out)
 }
@@ -136,7 +136,7 @@ impl PathPattern {
         }
     }
 
-    /// Whether everything that `other` matches is matched by this.
+    /// Whether every path that `other` matches also matches this pattern.
     pub fn covers(&self, other: &Self) -> bool {
         match (self.0.strip_suffix('*'), other.0.strip_suffix('*')) {
             (Some(prefix), Some(narrower)) => narrower.starts_with(prefix),
@@ -182,8 +182,8 @@ impl<'de> Deserialize<'de> for PathPattern {
     }
 }
 
-/// Paths and what a rule for `/v1/*` says of each: the table that the perimeter and the rules for
-/// outgoing calls are both held to.
+/// Paths with the verdict of a rule for `/v1/*`: the table that the perimeter and the rules for
+/// outgoing calls must both follow.
 pub const TABLE: &[(&str, Verdict)] = &[
     ("/v1/", Verdict::Matches),
     ("/v1/charges", Verdict::Matches),
@@ -231,12 +231,12 @@ pub const TABLE: &[(&str, Verdict)] = &[
     ("/v1/%", Verdict::Ambiguous),
 ];
 
-/// What a rule says of a path.
+/// A rule's verdict on a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// The rule lets the path through.
+    /// The rule permits the path.
     Matches,
-    /// The path is another one.
+    /// The path does not match.
     Other,
     /// The path has more than one reading.
     Ambiguous,
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_path_is_refused() {
+    fn an_invalid_path_is_refused() {
         for path in [
             "", "a", "/a?b", "/a#b", "/a b", "/a\0", "/\u{e9}", "/a\\b", "/a|b", "/a[]",
         ] {
@@ -294,7 +294,7 @@ mod tests {
         }
     }
 
-    /// A program that decodes so many times, takes backslashes for slashes, leaves out parameters,
+    /// A program that decodes so many times, treats backslashes as slashes, removes parameters,
     /// merges slashes and resolves dot segments.
     fn read_laxly(path: &str, decodings: usize) -> String {
         let mut bytes = path.as_bytes().to_vec();
@@ -326,8 +326,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever way of reading a program has, a path that a prefix lets through stays below the
-        /// prefix.
+        /// However a program reads paths, a path that matches a prefix stays below the prefix.
         #[test]
         fn no_reading_leads_out_of_a_prefix(
             path in "/v1/(\\.|%2e|%2E|%25|%2f|%5c|;|/|\\\\|a|%61|%3b|%|2e|x){0,8}",
@@ -338,7 +337,7 @@ mod tests {
             {
                 let read = read_laxly(&path, decodings);
                 prop_assert!(read == "/v1" || read.starts_with("/v1/"), "{path} is read as {read}");
-                // The canonical form is its own.
+                // The canonical form is its own canonical form.
                 prop_assert_eq!(CanonicalPath::new(canonical.as_str()).unwrap(), canonical.clone());
             }
         }

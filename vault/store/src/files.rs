@@ -1,7 +1,7 @@
-//! Files beside sled: replaced whole, synced with their folder.
+//! Files beside sled, which are replaced whole and synced with their folder.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,7 @@ impl StateFile {
         }
     }
 
-    /// Whether a state folder has it.
+    /// Whether a state folder contains this file.
     pub fn is_in(self, folder: &Path) -> bool {
         fs::symlink_metadata(folder.join(self.name())).is_ok()
     }
@@ -53,7 +53,7 @@ pub(crate) fn make_folder(path: &Path) -> Result<(), StoreError> {
         .map_err(failed("cannot make the folder", path))
 }
 
-/// An exclusive lock that ends with the process.
+/// Takes an exclusive lock that ends with the process.
 pub(crate) fn lock(folder: &Path) -> Result<File, StoreError> {
     let path = folder.join("lock");
     let file = OpenOptions::new()
@@ -70,7 +70,7 @@ pub(crate) fn lock(folder: &Path) -> Result<File, StoreError> {
     }
 }
 
-/// What a folder's mark holds, and a byte more than it may; `None` when there is none.
+/// The content of a folder's mark, up to one byte beyond the limit; `None` when there is none.
 pub(crate) fn read_mark(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
     let opened = match File::open(path) {
         Ok(opened) => opened,
@@ -86,41 +86,18 @@ pub(crate) fn read_mark(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
 }
 
 pub(crate) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(failed("cannot sync", folder))
+    casemate_durable::sync_folder(folder).map_err(failed("cannot sync", folder))
 }
 
-/// Mode of a file that only the vault's user reads.
-pub(crate) const PRIVATE: u32 = 0o600;
-
-/// Replaces a file, wholly or not at all: the new bytes and the folder are on the disk when it returns. What could not be
-/// written whole takes no room.
+/// Replaces a file, wholly or not at all: see [`casemate_durable::replace`].
 ///
 /// # Errors
-/// The disk is full or failed; the old file is as it was.
+/// The disk is full or failed; the old file is unchanged.
 pub fn replace_file(path: &Path, mode: u32, bytes: &[u8]) -> Result<(), StoreError> {
-    let temporary = path.with_extension("new");
-    let write = || {
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(mode)
-            .open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    let written = write().inspect_err(|_| {
-        // It may not be there.
-        let _removed = fs::remove_file(&temporary);
-    });
-    written.map_err(failed("cannot write", path))?;
-    path.parent().map_or(Ok(()), sync_folder)
+    casemate_durable::replace(path, mode, bytes).map_err(failed("cannot write", path))
 }
 
-/// What a file holds; `None` when there is none.
+/// The content of a file; `None` when it does not exist.
 pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
     let opened = match File::open(path) {
         Ok(opened) => opened,
@@ -151,7 +128,7 @@ pub(crate) fn read_sealed(
     bytes.map(Some).ok_or(StoreError::Sealed(path))
 }
 
-/// Moves something into `set-aside/` under a name that is free.
+/// Moves a file or folder into `set-aside/` under a free name.
 pub(crate) fn set_aside(folder: &Path, path: &Path) -> Result<PathBuf, StoreError> {
     let name = path.file_name().expect("the path of a file of ours");
     let to = free_place(folder, &name.to_string_lossy())?;
@@ -162,7 +139,7 @@ pub(crate) fn set_aside(folder: &Path, path: &Path) -> Result<PathBuf, StoreErro
 
 /// A free name in `set-aside/`.
 pub(crate) fn free_place(folder: &Path, name: &str) -> Result<PathBuf, StoreError> {
-    /// Nobody sets this much aside without a person having looked.
+    /// Most files in `set-aside/`: more would mean that no person has looked for long.
     const MOST: usize = 10_000;
     let aside = folder.join("set-aside");
     make_folder(&aside)?;
@@ -170,7 +147,7 @@ pub(crate) fn free_place(folder: &Path, name: &str) -> Result<PathBuf, StoreErro
         .map(|number| aside.join(format!("{name}.{number}")))
         .find(|path| !path.exists());
     free.ok_or(StoreError::Io {
-        what: "too much is set aside in",
+        what: "too many files are set aside in",
         path: aside,
         source: ErrorKind::AlreadyExists.into(),
     })

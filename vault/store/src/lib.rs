@@ -1,14 +1,15 @@
-//! The vault's memory on disk: records in sled, and beside it the sealed files that must outlive sled.
+//! The vault's state on disk: records in sled, and beside it the sealed files that must outlive
+//! sled.
 //!
 //! ```text
 //! DIR/records/        sled: statements, releases, secrets, grants: a cache of what the control plane holds; and counts of
 //!                     secrets in answers, which matter for an hour
-//! DIR/memory          what must never be forgotten (highest versions seen); a sealed log
+//! DIR/memory          the rollback memory (highest versions seen); a sealed log
 //! DIR/identity        the node's keys and its fleet; sealed, replaced whole
-//! DIR/set-aside/      what could not be read: kept for a person, never deleted
-//! DIR/reserve/        room for what takes something away, on a disk that something else has filled
+//! DIR/set-aside/      files that could not be read: kept for a person, never deleted
+//! DIR/reserve/        space for withdrawals on a disk that another program has filled
 //! DIR/lock            held while a vault runs
-//! DIR/format.json     which format all this has; read first
+//! DIR/format.json     the format of all these files; read first
 //! ```
 //! Every record and file is sealed (ChaCha20-Poly1305, RFC 8439) with its name as additional data, so that none can stand
 //! in for another. Acknowledged means synced: sled's own flush does not reach the disk, so its files are synced after it.
@@ -21,10 +22,11 @@ mod reserve;
 mod sealing;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use casemate_durable::PRIVATE;
 use casemate_trust::Random;
 use casemate_trust::format::{Format, FormatError, MARK, Marking};
+use parking_lot::{Mutex, MutexGuard};
 use zeroize::Zeroizing;
 
 pub use files::{StateFile, replace_file};
@@ -35,39 +37,41 @@ use reserve::{LOG_BYTES, Reserve};
 pub use reserve::{ReserveState, Room};
 use sealing::Sealer;
 
-/// Length of the key that everything is sealed with, bytes.
+/// Length of the key that seals everything, bytes.
 pub const KEY_BYTES: usize = 32;
-/// Largest state file, bytes: over the memory of as many tenants and pools as are ever remembered.
+/// Largest state file, bytes: larger than the memory of the most tenants and pools that are
+/// remembered.
 pub const MAX_FILE_BYTES: usize = 128 * 1024 * 1024;
 
-/// The formats of a vault's folder. What earlier vaults would misread gets a number of its own, and a fixture.
+/// The formats of a vault's folder. A change that earlier vaults would misread gets a new number,
+/// and a fixture.
 pub const FORMAT: Format = Format {
     what: "the vault's state",
     newest: 2,
 };
 
-/// Why the store could not do as asked.
+/// Why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Another vault has it.
+    /// Another vault has the lock.
     #[error("{} is in use by another vault", .0.display())]
     Locked(PathBuf),
-    /// A newer vault has written it.
+    /// A newer vault has written the folder.
     #[error("cannot open {}", path.display())]
     Format {
         /// The folder.
         path: PathBuf,
-        /// What its mark says.
+        /// What is wrong with its mark.
         source: FormatError,
     },
-    /// The operating system refused.
+    /// An operation of the system failed.
     #[error("{what} {}", path.display())]
     Io {
-        /// What was being done.
+        /// The operation.
         what: &'static str,
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
@@ -78,17 +82,17 @@ pub enum StoreError {
         .0.display()
     )]
     Full(PathBuf),
-    /// A write has failed halfway, and what the record store shows may not be on the disk: it has to be opened again, in another
-    /// process.
+    /// A write has failed halfway, and the record store's view may differ from the disk: it has to
+    /// be opened again, in a new process.
     #[error("a write to {} has failed: the vault must be started again", .0.display())]
     Broken(PathBuf),
-    /// A frame of the memory that has no base yet.
+    /// A frame was appended to a memory without a base.
     #[error("the memory has to be written whole before it grows")]
     MemoryNotBegun,
-    /// It could not be read again.
+    /// The file would be too large to be read again.
     #[error("{} would be larger than {MAX_FILE_BYTES} bytes", .0.display())]
     TooLarge(PathBuf),
-    /// A sealed file does not open: another storage key, or changed.
+    /// A sealed file does not open: the storage key differs, or the file was changed.
     #[error(
         "{} does not open with this storage key: put back the file, or the key that it was sealed with. If that is lost for good, \
          `casemate node revoke` the node, move its state folder aside and give it a new join token",
@@ -103,7 +107,7 @@ pub enum StoreError {
     Sealing,
 }
 
-/// What was found wrong at opening, and where it is now.
+/// What was damaged at opening, and where it is now.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct SetAside {
     /// The whole record store, when it could not be opened or read to its end.
@@ -124,7 +128,7 @@ pub struct SetAsideRecord {
 }
 
 impl SetAside {
-    /// Whether everything must be sent again.
+    /// Whether nothing was damaged.
     pub fn is_empty(&self) -> bool {
         self.records.is_none() && self.single.is_empty()
     }
@@ -144,26 +148,27 @@ pub fn must_be_readable(folder: &Path) -> Result<Marking, StoreError> {
         })
 }
 
-/// The store. One process has it at a time.
+/// The store. One process opens it at a time.
 #[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
     sealer: Sealer,
     records: records::Records,
-    /// Who writes holds it.
+    /// Locked by every writer.
     reserve: Mutex<Reserve>,
-    /// Taken after the reserve; `None` before the memory was first written.
+    /// Locked after the reserve; `None` before the memory was first written.
     memory: Mutex<Option<MemoryLog>>,
     _lock: std::fs::File,
 }
 
 impl Store {
-    /// Opens the store in `folder`, making it when there is none. A record store that is damaged, wherever in it, is set aside
-    /// and an empty one begun. What sled cannot tell from a write that a kill cut short, it drops without a word: whoever has
-    /// a memory compares. On a full disk the reserve is used.
+    /// Opens the store in `folder`, and makes it when it does not exist. A damaged record store is
+    /// set aside and replaced by an empty one. Records that sled mistakes for a write that a kill
+    /// cut short are silently dropped; the caller compares with its memory. On a full disk the
+    /// reserve is used.
     ///
     /// # Errors
-    /// In use, of a newer vault, full, or refused by the system.
+    /// The store is in use, of a newer vault, full, or refused by the system.
     pub fn open(
         folder: &Path,
         key: &Zeroizing<[u8; KEY_BYTES]>,
@@ -179,7 +184,7 @@ impl Store {
         let marked = match (&opened, marking) {
             (Err(_), _) | (Ok(_), Marking::Done) => Ok(()),
             (Ok(_), Marking::Wanted | Marking::Needed) => within(&mut reserve, Room::Root, || {
-                replace_file(&folder.join(MARK), files::PRIVATE, &FORMAT.mark())
+                replace_file(&folder.join(MARK), PRIVATE, &FORMAT.mark())
             }),
         };
         reserve.fill();
@@ -204,15 +209,15 @@ impl Store {
     }
 
     fn reserve(&self) -> MutexGuard<'_, Reserve> {
-        self.reserve.lock().unwrap_or_else(PoisonError::into_inner)
+        self.reserve.lock()
     }
 
-    /// Whether a write has failed halfway, so that nothing can be written any more.
+    /// Whether a write has failed halfway, so that no write is possible any more.
     pub fn is_broken(&self) -> bool {
         self.records.is_broken()
     }
 
-    /// Takes back what of the reserve was given up, as far as the disk has room; how much of it there is.
+    /// Fills the reserve again, as far as the disk has space; returns its state.
     pub fn fill_reserve(&self) -> ReserveState {
         let mut reserve = self.reserve();
         if reserve.state().held < reserve.state().wanted {
@@ -221,8 +226,8 @@ impl Store {
         reserve.state()
     }
 
-    /// Writes all of `writes` or none, then appends `frame` to the memory, and returns when both are on the disk. A kill in
-    /// between leaves records that are newer than the memory.
+    /// Writes all of `writes` or none, then appends `frame` to the memory, and returns when both
+    /// are on the disk. A kill in between leaves records that are newer than the memory.
     ///
     /// # Errors
     /// The disk is full, as far as `room` allows to use it, or failed.
@@ -247,7 +252,8 @@ impl Store {
         reserve.make_room(needed as u64 + LOG_BYTES, room)?;
         let mut done = self.records.commit(&sealed);
         if let (Ok(()), Some((frame, log))) = (&done, frame) {
-            // Records that are ahead of the memory are for a start to set right, before anything else is written.
+            // Records that are ahead of the memory are repaired at the next start, before anything
+            // else is written.
             done = within(&mut reserve, Room::Root, || log.append(&frame))
                 .inspect_err(|_| self.records.close());
             reserve.covers(log.length());
@@ -257,21 +263,22 @@ impl Store {
     }
 
     fn memory(&self) -> MutexGuard<'_, Option<MemoryLog>> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+        self.memory.lock()
     }
 
-    /// The memory as it is on the disk; `None` when there is none.
+    /// The memory on the disk; `None` when there is none.
     ///
     /// # Errors
-    /// It is damaged or of another key, or the disk failed.
+    /// The memory is damaged or sealed with another key, or the disk failed.
     pub fn read_memory(&self) -> Result<Option<StoredMemory>, StoreError> {
         MemoryLog::read(&self.folder, &self.sealer)
     }
 
-    /// Replaces the memory as a whole: its base is now these frames. It may use the reserve, as every write of a state file.
+    /// Replaces the memory as a whole by a base of these frames. It may use the reserve, as every
+    /// write of a state file may.
     ///
     /// # Errors
-    /// The disk is full or failed; the memory is as it was.
+    /// The disk is full or failed; the memory is unchanged.
     pub fn write_memory(
         &self,
         frames: impl ExactSizeIterator<Item = Vec<u8>>,
@@ -289,12 +296,12 @@ impl Store {
         done
     }
 
-    /// Whether the memory has grown so long that it should be written anew.
+    /// Whether the memory has grown so long that it should be rewritten.
     pub fn is_memory_long(&self) -> bool {
         self.memory().as_ref().is_some_and(MemoryLog::is_long)
     }
 
-    /// Moves a memory that does not open out of the way; says where it is.
+    /// Moves a memory that does not open aside; returns its new path.
     ///
     /// # Errors
     /// The disk failed.
@@ -302,7 +309,7 @@ impl Store {
         files::set_aside(&self.folder, &self.folder.join(MEMORY))
     }
 
-    /// Every record of a kind, opened. Those that do not open are set aside and named in `set_aside`.
+    /// Reads every record of a kind. Those that do not open are set aside and named in `set_aside`.
     ///
     /// # Errors
     /// The disk failed.
@@ -311,27 +318,27 @@ impl Store {
             .all(&self.sealer, kind, &self.folder, set_aside)
     }
 
-    /// One record.
+    /// Reads one record.
     ///
     /// # Errors
-    /// It does not open, or the disk failed.
+    /// The record does not open, or the disk failed.
     pub fn get(&self, kind: Kind, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
         self.records.get(&self.sealer, kind, name, &self.folder)
     }
 
-    /// What a state file holds; `None` when there is none.
+    /// Reads a state file; `None` when there is none.
     ///
     /// # Errors
-    /// It does not open with this key, or cannot be read.
+    /// The file does not open with this key, or cannot be read.
     pub fn read(&self, file: StateFile) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
         files::read_sealed(&self.folder, file, &self.sealer)
     }
 
-    /// Replaces a state file as a whole, and returns when it is on the disk. It may use the reserve: its size hardly changes, so
-    /// that the room is there again afterwards.
+    /// Replaces a state file as a whole, and returns when it is on the disk. It may use the
+    /// reserve, because its size hardly changes, so that the space is free again afterwards.
     ///
     /// # Errors
-    /// The disk is full or failed; the old file is as it was.
+    /// The disk is full or failed; the old file is unchanged.
     pub fn write(
         &self,
         file: StateFile,
@@ -345,16 +352,16 @@ impl Store {
         }
         let mut reserve = self.reserve();
         let done = within(&mut reserve, Room::Root, || {
-            replace_file(&path, files::PRIVATE, &sealed)
+            replace_file(&path, PRIVATE, &sealed)
         });
         reserve.fill();
         done
     }
 
-    /// Replaces a file that others read, in the store's folder, as [`replace_file`] does.
+    /// Replaces a file in the store's folder that other programs read, as [`replace_file`] does.
     ///
     /// # Errors
-    /// The disk is full, as far as `room` allows to use it, or failed; the old file is as it was.
+    /// The disk is full, as far as `room` allows to use it, or failed; the old file is unchanged.
     pub fn replace(
         &self,
         path: &Path,
@@ -370,7 +377,8 @@ impl Store {
     }
 }
 
-/// Does something that the disk may have no room for, again with every slice of the reserve that it may use.
+/// Runs an operation that may need disk space, and retries it after each slice of the reserve that
+/// it may use is freed.
 fn within<T>(
     reserve: &mut Reserve,
     room: Room,

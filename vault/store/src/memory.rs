@@ -8,20 +8,22 @@
 //! ```
 //! Numbers are big-endian. The base is written at once, by replacing the file; frames after it are
 //! appended and synced one at a time. Id, base and position of a frame are in its additional data:
-//! no frame can be left out, repeated or moved, but for the last ones of the file. A frame that a
-//! kill or a power cut left unfinished was never acknowledged; it is passed over. Anything else
-//! that does not open is damage.
+//! no frame can be left out, repeated or moved, except the last ones of the file. A frame that a
+//! kill or a power cut left unfinished was never acknowledged, so it is skipped. Anything else that
+//! does not open is damage.
 //!
-//! The format before, number 1, is one sealed text, replaced whole. It is read, and never written.
+//! Format 1, the one before, is one sealed text that was replaced whole. It is read and never
+//! written.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
+use casemate_durable::PRIVATE;
 use casemate_trust::Random;
 use zeroize::Zeroizing;
 
-use crate::files::{PRIVATE, failed, replace_file};
+use crate::files::{failed, replace_file};
 use crate::sealing::Sealer;
 use crate::{MAX_FILE_BYTES, StoreError};
 
@@ -32,13 +34,13 @@ const MAGIC: &[u8] = b"casemate memory 2\n";
 const ID_BYTES: usize = 16;
 /// A frame's length and its complement.
 const HEAD_BYTES: usize = 8;
-/// Blocks that a power cut kept off the disk read as zeros; a sealed frame ends so by chance once
-/// in 2^128.
+/// Blocks that a power cut kept off the disk read as zeros. The chance that a sealed frame ends so
+/// is one in 2^128.
 const UNWRITTEN: [u8; 16] = [0; 16];
-/// What is appended before the log is called long, bytes, however small the base is.
+/// Appended bytes beyond which the log counts as long, however small the base is.
 const SHORT_BYTES: u64 = 256 * 1024;
 
-/// The memory as it was read.
+/// The memory as read from the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoredMemory {
     /// Format 1: one text.
@@ -47,7 +49,7 @@ pub enum StoredMemory {
     Frames(Vec<Zeroizing<Vec<u8>>>),
 }
 
-/// What makes a log's frames its own.
+/// The key and the identity of a log, from which each frame's additional data is built.
 #[derive(Debug)]
 struct Header {
     id: [u8; ID_BYTES],
@@ -59,7 +61,7 @@ impl Header {
         [MAGIC, &self.id, &self.base.to_be_bytes()].concat()
     }
 
-    /// From a whole file; `None` for one of another format.
+    /// Reads the header of a whole file; `None` for a file of another format.
     fn read(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let (id, rest) = bytes.strip_prefix(MAGIC)?.split_first_chunk()?;
         let (base, rest) = rest.split_first_chunk()?;
@@ -85,7 +87,7 @@ impl Header {
         Ok([head, sealed].concat())
     }
 
-    /// The frames that follow the header; `None` if any of them is damaged or missing.
+    /// The frames that follow the header; `None` if any frame is damaged or missing.
     fn frames(&self, sealer: &Sealer, mut rest: &[u8]) -> Option<Vec<Zeroizing<Vec<u8>>>> {
         let mut frames = Vec::new();
         while !rest.is_empty() {
@@ -96,7 +98,7 @@ impl Header {
                 is_whole.then(|| body.get(..length as usize))
             });
             let opened = match sealed {
-                // Shorter than a head, or than its head says.
+                // The rest is shorter than a frame's header, or than the length in it.
                 None if rest.len() < HEAD_BYTES => break,
                 Some(None) => break,
                 None => None,
@@ -114,14 +116,15 @@ impl Header {
         if !rest.is_empty() {
             tracing::warn!(
                 bytes = rest.len(),
-                "the last write to the rollback memory was cut short; the records supply it"
+                "the last write to the rollback memory was cut short; its content is restored from \
+                 the record store"
             );
         }
         (frames.len() >= self.base as usize).then_some(frames)
     }
 }
 
-/// The file, open for the next frame.
+/// The file, open for appending the next frame.
 #[derive(Debug)]
 pub(crate) struct MemoryLog {
     file: File,
@@ -133,7 +136,7 @@ pub(crate) struct MemoryLog {
 }
 
 impl MemoryLog {
-    /// Reads the file; `None` when there is none.
+    /// Reads the file; `None` when the file does not exist.
     pub(crate) fn read(folder: &Path, sealer: &Sealer) -> Result<Option<StoredMemory>, StoreError> {
         let path = folder.join(MEMORY);
         let Some(bytes) = crate::files::read(&path)? else {
@@ -147,7 +150,7 @@ impl MemoryLog {
     }
 
     /// Replaces the file by a log that has these frames as its base, wholly or not at all;
-    /// `replace` does it and may try again.
+    /// `replace` writes the file and may retry.
     pub(crate) fn write(
         folder: &Path,
         sealer: &Sealer,
@@ -195,8 +198,8 @@ impl MemoryLog {
         Ok(sealed)
     }
 
-    /// Appends the frame that was sealed, and returns when it is on the disk. After a failure the
-    /// same frame may be tried again; no other may come before the file was replaced.
+    /// Appends the sealed frame, and returns when it is on the disk. After a failure the same frame
+    /// may be tried again; no other frame may come before the file was replaced.
     pub(crate) fn append(&mut self, sealed: &[u8]) -> Result<(), StoreError> {
         let written = self.file.write_all_at(sealed, self.length);
         written
@@ -211,7 +214,8 @@ impl MemoryLog {
         self.length
     }
 
-    /// Whether more was appended than the base holds: a new base would be half as long at most.
+    /// Whether the appended frames are larger than the base, so that a new base would at least
+    /// halve the file.
     pub(crate) fn is_long(&self) -> bool {
         self.length - self.base_bytes > self.base_bytes.max(SHORT_BYTES)
     }

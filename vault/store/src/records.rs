@@ -1,4 +1,4 @@
-//! The one place that names sled.
+//! The only module that names sled.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -6,27 +6,26 @@ use std::fs;
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use casemate_durable::PRIVATE;
 use casemate_trust::Random;
+use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
-use crate::files::{
-    PRIVATE, failed, free_place, make_folder, replace_file, set_aside, sync_folder,
-};
+use crate::files::{failed, free_place, make_folder, replace_file, set_aside, sync_folder};
 use crate::sealing::Sealer;
 use crate::{SetAside, SetAsideRecord, StoreError};
 
-/// sled's cache, bytes: the judge holds what matters in memory anyway.
+/// sled's cache, bytes: the judge holds the relevant state in memory anyway.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 
-/// How long a lock that somebody is about to let go of is waited for.
+/// How long to wait for a lock that another process is about to release.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
-/// Between two tries for it.
+/// Pause between two tries for the lock.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
-/// What a record is.
+/// The kind of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Envelope of a `Root`, by version.
@@ -49,7 +48,7 @@ pub enum Kind {
     Image,
     /// Envelope of the newest `Revocations`.
     Revocations,
-    /// How often answers have held a tenant's secrets, by tenant id.
+    /// Number of answers that have contained a tenant's secrets, by tenant id.
     Reflections,
 }
 
@@ -76,14 +75,14 @@ impl Kind {
 pub enum Write {
     /// Puts a record.
     Put(Kind, String, Vec<u8>),
-    /// Takes a record away that nothing lists any more.
+    /// Removes a record that nothing lists any more.
     Drop(Kind, String),
 }
 
-/// A record as it is written: its key, and its sealed bytes unless it is dropped.
+/// A record in its stored form: its key, and its sealed bytes unless it is dropped.
 pub(crate) type Sealed = (String, Option<Vec<u8>>);
 
-/// Seals what is to be written.
+/// Seals the records to write.
 pub(crate) fn seal(
     sealer: &Sealer,
     writes: &[Write],
@@ -108,11 +107,11 @@ pub type Named = (String, Zeroizing<Vec<u8>>);
 
 #[derive(Debug)]
 pub(crate) struct Records {
-    /// `None` after a write that failed: sled does nothing more once the disk has refused it something, or waits for ever, and
-    /// what it shows may not be on the disk.
+    /// `None` after a failed write: once the disk has refused sled a write, sled stops working or
+    /// waits without end, and its view may differ from the disk.
     db: Mutex<Option<sled::Db>>,
     folder: PathBuf,
-    /// Those of `blobs/` that are on the disk: sled writes each once.
+    /// The files of `blobs/` that are synced: sled writes each once.
     synced_blobs: Mutex<BTreeSet<OsString>>,
 }
 
@@ -141,40 +140,41 @@ impl Records {
         Ok((records, aside))
     }
 
-    /// Does something with the open records. After a write that failed there are none: see [`StoreError::Broken`].
+    /// Runs an operation on the open records. After a failed write there are none: see
+    /// [`StoreError::Broken`].
     fn with<T>(
         &self,
         what: &'static str,
         work: impl FnOnce(&sled::Db) -> sled::Result<T>,
     ) -> Result<T, StoreError> {
-        let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        let db = self.db.lock();
         let Some(db) = &*db else {
             return Err(StoreError::Broken(self.folder.clone()));
         };
         guarded(|| work(db)).map_err(refused(what, &self.folder))
     }
 
-    /// Does the same, and closes the records if it fails.
+    /// Runs a write, and closes the records if it fails.
     fn write(&self, work: impl FnOnce(&sled::Db) -> sled::Result<()>) -> Result<(), StoreError> {
         self.with("cannot write", work)
             .inspect_err(|_| self.close())
     }
 
-    /// Nothing more is read or written: see [`StoreError::Broken`].
+    /// Closes the records for reading and writing: see [`StoreError::Broken`].
     pub(crate) fn close(&self) {
-        let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut db = self.db.lock();
         if let Some(db) = db.take() {
-            // Dropping it can wait for ever, for a flush of what could not be written.
+            // Dropping it could wait without end for a flush of unwritable data.
             std::mem::forget(db);
         }
     }
 
     pub(crate) fn is_broken(&self) -> bool {
-        let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        let db = self.db.lock();
         db.is_none()
     }
 
-    /// Writes all of `writes`, sealed, or none.
+    /// Writes all of `writes`, which are sealed, or none.
     pub(crate) fn commit(&self, writes: &[Sealed]) -> Result<(), StoreError> {
         self.write(|db| {
             let mut batch = sled::Batch::default();
@@ -190,7 +190,7 @@ impl Records {
         self.sync()
     }
 
-    /// sled's flush is `sync_file_range`, which no disk cache hears of.
+    /// sled's flush is `sync_file_range`, which does not flush the disk's cache.
     fn sync(&self) -> Result<(), StoreError> {
         for name in ["db", "conf"] {
             let path = self.folder.join(name);
@@ -203,29 +203,27 @@ impl Records {
         sync_folder(&self.folder)
     }
 
-    /// Syncs a file. If that fails, the records are closed: the kernel says so once, may have let go of what it could not
-    /// write, and finds nothing to do at the next sync, which must not pass for a success.
+    /// Syncs a file. If that fails, the records are closed: the kernel reports the failure once,
+    /// may have dropped the unwritten data, and would report success at the next sync.
     fn sync_file(&self, path: &Path) -> std::io::Result<()> {
         let file = fs::File::open(path)?;
         file.sync_all().inspect_err(|_| self.close())
     }
 
-    /// What does not fit into a segment of its log, sled keeps in a file of its own, which it never syncs.
+    /// sled keeps data that does not fit into a segment of its log in a file of its own, which it
+    /// never syncs.
     fn sync_blobs(&self) -> Result<(), StoreError> {
         let folder = self.folder.join("blobs");
         let listed = fs::read_dir(&folder).map_err(failed("cannot list", &folder))?;
         let found: BTreeSet<_> = listed.flatten().map(|entry| entry.file_name()).collect();
-        let mut synced = self
-            .synced_blobs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut synced = self.synced_blobs.lock();
         if found.is_subset(&synced) {
             return Ok(());
         }
         for name in found.difference(&synced) {
             let path = folder.join(name);
             match self.sync_file(&path) {
-                // Replaced since, and taken away.
+                // The file was replaced since, and removed.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 done => done.map_err(failed("cannot sync", &path))?,
             }
@@ -282,7 +280,8 @@ impl Records {
     }
 }
 
-/// An empty or partial snapshot that a kill left makes every later open fail, though it holds nothing.
+/// Removes an empty or partial snapshot that a kill left: it makes every later open fail, though it
+/// contains nothing.
 fn remove_half_written_snapshots(path: &Path) -> Result<(), StoreError> {
     for entry in fs::read_dir(path)
         .map_err(failed("cannot list", path))?
@@ -295,7 +294,7 @@ fn remove_half_written_snapshots(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// sled panics on some damage instead of saying so: that is an error like any other.
+/// Turns a panic of sled into an error: on some damage sled panics.
 fn guarded<T>(work: impl FnOnce() -> sled::Result<T>) -> sled::Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -314,7 +313,7 @@ fn try_open(path: &Path) -> sled::Result<sled::Db> {
     guarded(|| config.open())
 }
 
-/// A process that was killed holds its lock until it is quite gone.
+/// Opens sled, waiting for the lock of a killed process that has not quite ended.
 fn open_once_free(path: &Path) -> sled::Result<sled::Db> {
     let until = Instant::now() + LOCK_WAIT;
     loop {
@@ -327,7 +326,7 @@ fn open_once_free(path: &Path) -> sled::Result<sled::Db> {
     }
 }
 
-/// sled may find what it did not find before, and panic over it.
+/// Drops sled, which may find damage at this point and panic.
 fn close(db: sled::Db) {
     let _closed = guarded(|| {
         drop(db);
@@ -335,23 +334,24 @@ fn close(db: sled::Db) {
     });
 }
 
-/// Opens and reads everything once: sled looks at most of its pages, and so finds damage, only when they are asked for, and
-/// halfway through a replay would be too late.
+/// Opens sled and reads everything once: sled finds damage in most of its pages only when they are
+/// read, and in the middle of a replay that would be too late.
 fn open_whole(path: &Path) -> sled::Result<sled::Db> {
     let db = open_once_free(path)?;
     let walked = guarded(|| db.iter().try_for_each(|entry| entry.map(drop)));
     match walked {
         Ok(()) => Ok(db),
         Err(error) => {
-            // Gone before its folder is moved: it writes by path.
+            // Closed before its folder is moved, because sled writes by path.
             close(db);
             Err(error)
         }
     }
 }
 
-/// Whether the files themselves are wrong. What the system refuses, it may grant again: a full disk, a lock, a permission, a
-/// limit; and whoever set the records aside for that would lose them for nothing.
+/// Whether an error means that the files are damaged. A refusal of the system may pass (a full
+/// disk, a lock, a permission, a limit), and setting the records aside for it would lose them for
+/// nothing.
 fn is_damage(error: &sled::Error) -> bool {
     match error {
         sled::Error::Io(error) => {
@@ -367,7 +367,7 @@ fn is_damage(error: &sled::Error) -> bool {
                         | ErrorKind::NotADirectory
                 )
         }
-        // sled unwraps some of the system's refusals: the panic has them in its text.
+        // sled unwraps some of the system's errors, so the panic's text contains them.
         sled::Error::ReportableBug(text) => !is_full(text) && !text.contains("PermissionDenied"),
         _ => true,
     }
@@ -393,13 +393,13 @@ fn refused(what: &'static str, path: &Path) -> impl FnOnce(sled::Error) -> Store
 #[cfg(test)]
 impl Records {
     pub(crate) fn db(&self) -> sled::Db {
-        self.db.lock().unwrap().clone().unwrap()
+        self.db.lock().clone().unwrap()
     }
 
-    /// Whether sled itself finds nothing wrong at opening.
+    /// Whether sled itself finds no damage at opening.
     pub(crate) fn opens(path: &Path) -> bool {
         try_open(path).is_ok_and(|db| {
-            // Damage that it has not seen yet may make it panic here.
+            // Damage that sled has not seen yet may make it panic here.
             guarded(|| {
                 drop(db);
                 Ok(())
@@ -418,7 +418,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_system_refuses_is_no_damage() {
+    fn a_refusal_of_the_system_is_not_damage() {
         let os = |errno: Errno| sled::Error::Io(io::Error::from_raw_os_error(errno.raw_os_error()));
         for errno in [
             Errno::NOSPC,
@@ -462,7 +462,7 @@ mod tests {
             let listed = fs::read_dir(folder.path().join("records/blobs")).unwrap();
             let blobs: BTreeSet<_> = listed.map(|entry| entry.unwrap().file_name()).collect();
             assert!(!blobs.is_empty());
-            assert!(blobs.is_subset(&records.synced_blobs.lock().unwrap()));
+            assert!(blobs.is_subset(&records.synced_blobs.lock()));
         }
     }
 

@@ -1,6 +1,6 @@
-//! Room on the disk for what takes something away. Files of one slice each hold it; a write that
-//! may use it removes them one after the other until it fits, and they are made again as soon as
-//! the disk has room.
+//! Disk space for withdrawals. Files of one slice each occupy it; a write that may use the reserve
+//! removes them one after the other until it fits, and they are made again as soon as the disk has
+//! space.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -13,45 +13,45 @@ use rustix::io::Errno;
 use crate::StoreError;
 use crate::files::{failed, make_folder, sync_folder};
 
-/// What one file of the reserve holds, bytes. Removing one also frees an inode, for a disk that has
-/// run out of those.
+/// Size of a file of the reserve. Removing one also frees an inode, for a disk that has run out of
+/// inodes.
 const SLICE_BYTES: u64 = 1024 * 1024;
-/// The least that a file of the reserve holds, bytes: what is left of a slice after a write is
-/// taken back in such steps.
+/// Smallest file of the reserve, bytes: the rest of a slice after a write is filled again in such
+/// steps.
 const LEAST_BYTES: u64 = 4 * 1024;
-/// The reserve without the memory file, bytes. A write takes at most [`LOG_BYTES`] and twice the
-/// largest envelope, 4 MiB, for a moment, and leaves about as much garbage in sled's log as it
-/// writes until sled cleans up.
+/// The reserve without the memory file, bytes. A write needs at most [`LOG_BYTES`] and twice the
+/// largest envelope, 4 MiB, for a moment, and until sled cleans up, it leaves about as much garbage
+/// in sled's log as it writes.
 const BASE_BYTES: u64 = 16 * 1024 * 1024;
-/// What of it is for the root's statements alone, bytes.
+/// The part of it for the root's statements alone, bytes.
 const ROOT_BYTES: u64 = 6 * 1024 * 1024;
-/// What a commit takes beyond twice its records, bytes: sled fills its log in segments of 512 KiB,
-/// and moves what still counts of an old one into a new one.
+/// Bytes that a commit needs beyond twice its records: sled fills its log in segments of 512 KiB,
+/// and moves the valid part of an old segment into a new one.
 pub(crate) const LOG_BYTES: u64 = 2 * 1024 * 1024;
-/// Written at a time where the file system cannot allocate, bytes.
+/// Bytes that are written at a time where the file system cannot allocate.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// Which room a write may take.
+/// The disk space that a write may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Room {
-    /// What is free beside a whole reserve: for what makes more be stored.
+    /// Space that is free beside a whole reserve: for writes that increase what is stored.
     Free,
-    /// The reserve too, but for the part that is the root's: for what takes something away.
+    /// The reserve too, except the root's part: for withdrawals.
     Withdrawal,
-    /// All of the reserve: for what the root says.
+    /// All of the reserve: for the root's statements.
     Root,
 }
 
-/// How much of the reserve there is, bytes.
+/// The state of the reserve, bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReserveState {
-    /// On the disk.
+    /// Bytes on the disk.
     pub held: u64,
-    /// As it should be.
+    /// Bytes of a whole reserve.
     pub wanted: u64,
 }
 
-/// The reserve of one store.
+/// The reserve of one store; the store owns it and locks it for each write.
 #[derive(Debug)]
 pub(crate) struct Reserve {
     folder: PathBuf,
@@ -62,7 +62,7 @@ pub(crate) struct Reserve {
 }
 
 impl Reserve {
-    /// Below the store's folder. What is there already counts.
+    /// Opens the reserve below the store's folder. Existing files count.
     pub(crate) fn open(store: &Path) -> Result<Self, StoreError> {
         let folder = store.join("reserve");
         make_folder(&folder)?;
@@ -87,7 +87,7 @@ impl Reserve {
         self.folder.join("probe")
     }
 
-    /// The memory file has this length: replacing it takes as much again for a moment.
+    /// Sets the memory file's length: replacing that file needs as much again for a moment.
     pub(crate) fn covers(&mut self, memory_bytes: u64) {
         self.wanted = BASE_BYTES + memory_bytes.next_multiple_of(SLICE_BYTES);
     }
@@ -103,7 +103,7 @@ impl Reserve {
         self.state().held >= self.wanted
     }
 
-    /// Makes it whole, as far as there is room.
+    /// Makes the reserve whole, as far as there is space.
     pub(crate) fn fill(&mut self) {
         let before = self.slices.len();
         let mut bytes = SLICE_BYTES;
@@ -116,7 +116,7 @@ impl Reserve {
             }
         }
         if self.slices.len() > before {
-            // A slice that is gone after a power cut is made again.
+            // A slice that is missing after a power cut is made again.
             let _synced = sync_folder(&self.folder);
         }
         let (is_whole, ReserveState { held, wanted }) = (self.is_whole(), self.state());
@@ -132,7 +132,7 @@ impl Reserve {
         self.was_whole = is_whole;
     }
 
-    /// Gives up a slice for a write that may have it; whether there was one.
+    /// Frees a slice for a write that may use it; returns whether there was one.
     pub(crate) fn release(&mut self, room: Room) -> Result<bool, StoreError> {
         let least = match room {
             Room::Free => return Ok(false),
@@ -148,16 +148,17 @@ impl Reserve {
         }
         remove_if_there(&self.slice(last))?;
         self.slices.pop();
-        // Some file systems free what was removed only when that is on the disk.
+        // Some file systems free the space of a removed file only when the removal is on the disk.
         sync_folder(&self.folder)?;
         Ok(true)
     }
 
-    /// Sees that so many bytes are free, before a write begins that a full disk would cut short:
-    /// sled does not recover from that.
+    /// Makes sure that so many bytes are free before a write begins, because sled does not recover
+    /// from a write that a full disk cuts short.
     ///
     /// # Errors
-    /// They are not, nor may the reserve, or what is left of it, be used for them.
+    /// The space is not free, and the reserve, or what is left of it, may not be used or does not
+    /// suffice.
     pub(crate) fn make_room(&mut self, bytes: u64, room: Room) -> Result<(), StoreError> {
         if !self.is_whole() {
             self.fill();
@@ -205,12 +206,13 @@ fn allocate(path: &Path, bytes: u64, is_kept: bool) -> io::Result<()> {
         if is_kept { file.sync_all() } else { Ok(()) }
     };
     occupy().inspect_err(|_| {
-        // A part of it is of no use.
+        // A partial file is useless.
         let _removed = fs::remove_file(path);
     })
 }
 
-/// For file systems that cannot allocate: some of them keep what repeats in less room.
+/// For file systems that cannot allocate; random bytes, because some file systems compress repeated
+/// ones.
 fn fill_with_noise(file: &mut fs::File, bytes: u64) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut left = bytes;

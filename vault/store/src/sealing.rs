@@ -1,4 +1,4 @@
-//! AEAD over everything at rest, with the name as additional data.
+//! Seals everything at rest with an AEAD, with the name as additional data.
 
 use casemate_trust::Random;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use crate::{KEY_BYTES, StoreError};
 
-/// Seals with random nonces: at one write a second it takes centuries until two of 2^96 meet.
+/// Seals with random nonces of 96 bits: at one write a second a collision takes centuries.
 #[derive(Debug)]
 pub(crate) struct Sealer(LessSafeKey);
 
@@ -33,7 +33,7 @@ impl Sealer {
         Ok([&nonce[..], &sealed].concat())
     }
 
-    /// `None`: another key, another name, or changed.
+    /// `None`: the key or the name differs, or the bytes were changed.
     pub(crate) fn open(&self, name: &str, sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>()?;
         let mut bytes = Zeroizing::new(sealed.to_vec());

@@ -1,4 +1,4 @@
-//! A disk that lies.
+//! Damaged files, kills, and a failing disk.
 
 use std::fs;
 
@@ -27,7 +27,7 @@ fn remember(store: &Store, frames: &[&[u8]]) {
     store.write_memory(frames, &mut random).unwrap();
 }
 
-/// Appends a frame to the memory, with a record.
+/// Appends a frame to the memory, together with a record.
 fn append(store: &Store, frame: &[u8]) {
     let record = [put("a", frame)];
     store
@@ -82,7 +82,7 @@ fn what_was_committed_is_there_again_and_sealed() {
 }
 
 #[test]
-fn a_second_vault_is_told_that_the_store_is_in_use() {
+fn a_second_vault_learns_that_the_store_is_in_use() {
     let folder = tempfile::tempdir().unwrap();
     let _first = Store::open(folder.path(), &key()).unwrap();
     assert!(matches!(
@@ -127,12 +127,12 @@ fn a_store_that_cannot_be_opened_is_set_aside_and_state_files_stay() {
     .unwrap();
     let (store, aside) = Store::open(folder.path(), &key()).unwrap();
     let place = aside.records.unwrap();
-    assert!(place.join("db").is_file(), "kept for a person");
+    assert!(place.join("db").is_file(), "the damaged store is kept");
     assert!(all(&store).0.is_empty());
     assert_eq!(remembered(&store), [b"m"]);
 }
 
-/// What stands for a node's records: several of sled's segments, and one record too large for any.
+/// Records of a usual node: several of sled's segments, and one record too large for any.
 fn many() -> Vec<Named> {
     let bytes = |at: u8| Zeroizing::new(vec![at; if at == 7 { 200_000 } else { 15_000 }]);
     (0..40).map(|at| (format!("{at:02}"), bytes(at))).collect()
@@ -178,8 +178,8 @@ fn flip(file: &Path, at: usize) {
     fs::write(file, bytes).unwrap();
 }
 
-/// One byte wrong, anywhere: either every record is there, or the store is set aside and an empty one works. sled finds most
-/// of it only when it reads, and panics over some.
+/// With one wrong byte anywhere, either every record is there, or the store is set aside and an
+/// empty one works. sled finds most of the damage only when it reads, and panics on some.
 #[test]
 fn damage_that_sled_finds_late_sets_the_store_aside_and_nothing_panics() {
     let original = tempfile::tempdir().unwrap();
@@ -191,7 +191,7 @@ fn damage_that_sled_finds_late_sets_the_store_aside_and_nothing_panics() {
     }
     remember(&store, &[b"m"]);
     drop(store);
-    // Opened once more, so that sled has written down where its pages are.
+    // Opened once more, so that sled has recorded the position of its pages.
     drop(Store::open(original.path(), &key()).unwrap());
     let memory = fs::read(original.path().join("memory")).unwrap();
     let (mut whole, mut at_open, mut at_reading) = (0, 0, 0);
@@ -281,7 +281,7 @@ fn flipped_truncated_and_empty_state_files_do_not_open() {
     assert!(aside.is_file() && store.read_memory().unwrap().is_none());
 }
 
-/// A memory with a base of two frames and three that were appended, and where each of them ends.
+/// A memory with a base of two frames and three appended ones, and the end of each.
 fn log(folder: &Path) -> (Vec<u8>, Vec<usize>) {
     let path = folder.join("memory");
     let (store, _) = Store::open(folder, &key()).unwrap();
@@ -300,7 +300,7 @@ fn a_memory_grows_by_what_is_appended_and_is_read_in_order() {
     let (store, _) = Store::open(folder.path(), &key()).unwrap();
     let early = store.commit(&[put("a", b"1")], Some(b"x"), Room::Free, &mut random);
     assert!(matches!(early, Err(StoreError::MemoryNotBegun)));
-    assert!(all(&store).0.is_empty(), "nothing is written of it");
+    assert!(all(&store).0.is_empty(), "a held-back frame is not written");
     drop(store);
     let (bytes, ends) = log(folder.path());
     assert_eq!(ends[3], bytes.len());
@@ -308,13 +308,14 @@ fn a_memory_grows_by_what_is_appended_and_is_read_in_order() {
     let (store, _) = Store::open(folder.path(), &key()).unwrap();
     let expected = [&b"one"[..], b"two", b"three", b"four", &[5; 300]];
     assert_eq!(remembered(&store), expected);
-    // A process that has read it writes a base of its own before it appends.
+    // A process that has read the memory writes a base of its own before it appends.
     remember(&store, &expected);
     append(&store, b"six");
     assert_eq!(remembered(&store)[5], b"six");
 }
 
-/// As a kill or a power cut leaves it: the last frame ends early, or its last blocks read as zeros.
+/// The state after a kill or a power cut: the last frame ends early, or its last blocks read as
+/// zeros.
 #[test]
 fn a_write_to_the_memory_that_was_cut_short_takes_nothing_else_with_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -327,7 +328,7 @@ fn a_write_to_the_memory_that_was_cut_short_takes_nothing_else_with_it() {
         zeros.resize(last, 0);
         for torn in [&bytes[..cut], &zeros] {
             fs::write(folder.path().join("memory"), torn).unwrap();
-            // Zeros in place of less than a tag are damage: no block is so small.
+            // Zeros in place of less than a tag are damage, because no block is so small.
             if torn.len() == last && last - cut < 16 {
                 continue;
             }
@@ -336,7 +337,7 @@ fn a_write_to_the_memory_that_was_cut_short_takes_nothing_else_with_it() {
     }
 }
 
-/// One byte wrong, anywhere, in a file that was written to its end: it does not open.
+/// With one wrong byte anywhere in a complete file, the memory does not open.
 #[test]
 fn a_memory_that_is_damaged_does_not_open_in_part() {
     let folder = tempfile::tempdir().unwrap();
@@ -353,7 +354,7 @@ fn a_memory_that_is_damaged_does_not_open_in_part() {
         assert!(fails(&flipped), "byte {at}");
     }
     assert!(fails(&bytes[..ends[0] - 1]), "a part of the base");
-    // The third frame left out, repeated, or of another log.
+    // The third frame is left out, repeated, or of another log.
     let frame = |at: usize| &bytes[ends[at]..ends[at + 1]];
     assert!(fails(&[&bytes[..ends[0]], frame(1), frame(2)].concat()));
     assert!(fails(&[&bytes[..ends[1]], frame(0), frame(1)].concat()));
@@ -363,7 +364,7 @@ fn a_memory_that_is_damaged_does_not_open_in_part() {
     assert!(!fails(&bytes));
 }
 
-/// The file as the programs before wrote it, sealed with its name.
+/// The file of the programs before, sealed with its name.
 #[test]
 fn a_memory_of_the_format_before_is_read_and_replaced() {
     let folder = tempfile::tempdir().unwrap();
@@ -440,7 +441,7 @@ fn what_a_newer_vault_has_written_is_refused_and_left_as_it_is() {
         );
         assert_eq!(snapshot(folder.path()), before);
     }
-    // From before there were marks.
+    // A folder from before there were marks.
     fs::remove_file(&mark).unwrap();
     let (store, aside) = Store::open(folder.path(), &key()).unwrap();
     assert!(aside.is_empty() && mark.exists());

@@ -1,10 +1,7 @@
-//! A disk that something else fills to its last byte.
+//! A disk that another program fills to its last byte.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
-#![allow(
-    clippy::print_stdout,
-    reason = "a test says what it measured, and why it did not"
-)]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![allow(clippy::print_stdout, reason = "prints what was measured or skipped")]
 
 mod disk;
 
@@ -91,7 +88,7 @@ fn a_withdrawal_is_written_and_growth_is_not() {
         let whole = store.fill_reserve();
         assert_eq!(whole.held, whole.wanted);
         fill(disk);
-        // However often it is tried, growth takes nothing of the reserve and leaves nothing behind.
+        // However often it is tried, growth uses none of the reserve and leaves nothing behind.
         let before = (names(&disk.join("vault")), used(&disk.join("vault")));
         for number in 0..200 {
             let writes = [secret(100 + number), manifest(2, MANIFEST)];
@@ -112,7 +109,7 @@ fn a_withdrawal_is_written_and_growth_is_not() {
             .unwrap();
         fill(disk);
         drop(store);
-        // The next start, on a disk as full as before.
+        // The next start, on a disk that is still full.
         let store = open(disk);
         let held = store.get(Kind::Manifest, "tenant").unwrap().unwrap();
         assert_eq!(held.as_slice(), vec![2; MANIFEST - 100]);
@@ -129,8 +126,8 @@ fn a_withdrawal_is_written_and_growth_is_not() {
     });
 }
 
-/// Withdrawals of one size until the reserve has no room for more, but at most so many, with a neighbour that takes every byte
-/// in between.
+/// Writes withdrawals of one size until the reserve is used up, but at most so many, while a
+/// neighbour takes every byte in between.
 fn withdrawals(disk: &Path, bytes: usize, most: u32) -> u32 {
     let store = deployed(disk, 20);
     let first = [manifest(0, bytes)];
@@ -175,10 +172,10 @@ fn the_reserve_lasts_and_the_roots_part_is_the_roots() {
 }
 
 #[test]
-fn after_a_write_that_failed_nothing_waits_and_nothing_was_lost() {
+fn after_a_failed_write_nothing_blocks_and_nothing_is_lost() {
     let folder = tempfile::tempdir().unwrap();
     let store = deployed(folder.path(), 3);
-    // What is large goes to a file of its own, which can be made no more.
+    // Large data goes to a file of its own, which cannot be made any more.
     fs::remove_dir_all(folder.path().join("vault/records/blobs")).unwrap();
     let large = [manifest(2, 600_000)];
     let failed = store.commit(&large, Some(&[2; 500]), Room::Withdrawal, &mut random);
@@ -190,7 +187,7 @@ fn after_a_write_that_failed_nothing_waits_and_nothing_was_lost() {
         assert!(matches!(read, Err(StoreError::Broken(_))));
     }
     drop(store);
-    // The process that was ended holds nothing: as its successor finds the files.
+    // A copy of the files, as the successor of a killed process finds them.
     let successor = tempfile::tempdir().unwrap();
     let copied = Command::new("cp")
         .arg("-a")

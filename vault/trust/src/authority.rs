@@ -1,4 +1,4 @@
-//! Certificate authorities that a release names for one upstream instead of the node's own.
+//! Certificate authorities that a release names for one upstream, in place of the node's own.
 
 use std::str::FromStr;
 

@@ -13,14 +13,14 @@ pub const MAX_EGRESS_CEILING_ENTRIES: usize = 256;
 /// Default ceiling of a call's lifetime, milliseconds. It equals the default ceiling of a request's wall-clock time.
 const CALL_TIME_MS: u32 = 300_000;
 
-/// Default ceiling of a tenant's memory on a node, MiB: sixteen workers of the default size that fill their limits, or many
-/// more that do not. Statements from before this ceiling existed have it too.
+/// Default ceiling of a tenant's memory on a node, MiB: sixteen workers of the default size that
+/// fill their limits, or many more that do not. Statements from before this ceiling have it too.
 const MEMORY_MIB: u32 = 4096;
 
 /// Least memory of a tenant on a node, MiB: one worker of the default size, 192 MiB beside 64 of heap.
 pub const MIN_MEMORY_MIB: u32 = 256;
 
-/// The most that a tenant's functions may ask for, and have together.
+/// The ceilings of a tenant's functions, singly and together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ceilings {
@@ -76,25 +76,26 @@ impl Default for Ceilings {
     }
 }
 
-/// Where a tenant's functions may call at most, whatever their releases declare. The vault checks it at each call; a new
-/// release beyond it is refused when it is deployed.
+/// The places that a tenant's functions may call at most, whatever their releases declare. The
+/// vault checks it at each call; a new release beyond it is refused when it is deployed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EgressCeiling {
-    /// Hosts; empty means every one.
+    /// Hosts; an empty list means every host.
     #[serde(default)]
     pub hosts: Vec<HostPattern>,
-    /// Ports; empty means every one.
+    /// Ports; an empty list means every port.
     #[serde(default)]
     pub ports: Vec<u16>,
-    /// Networks that the tenant's calls may reach although they are not the public internet; empty means none. The
-    /// node's own `private_addresses` do not apply to a tenant that has an egress ceiling.
+    /// Networks that the tenant's calls may reach although they are not the public internet; an
+    /// empty list means none. The node's own `private_addresses` do not apply to a tenant with an
+    /// egress ceiling.
     #[serde(default)]
     pub private_networks: Vec<IpNet>,
 }
 
 impl EgressCeiling {
-    /// Whether calls may go to this host and port.
+    /// Whether calls to this host and port are permitted.
     pub fn allows(&self, host: &HostName, port: u16) -> bool {
         let host_allowed =
             self.hosts.is_empty() || self.hosts.iter().any(|pattern| pattern.covers(host));

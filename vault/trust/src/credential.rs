@@ -1,4 +1,4 @@
-//! Credential slots: which secret goes to which host, and into which place of a request.
+//! Credential slots: which secret is sent to which host, and in which part of a request.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,8 +8,9 @@ use crate::id::Digest;
 use crate::name::Identifier;
 use crate::path::{Method, PathPattern};
 use crate::secret::SecretLimits;
+use crate::slot::{Slot, SlotKind};
 
-/// A credential slot: this secret, to this host, in this place.
+/// A credential slot: a secret, a host, and a part of the request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Credential {
@@ -21,13 +22,13 @@ pub struct Credential {
     pub host: HostName,
     /// Port.
     pub port: u16,
-    /// Methods; empty means every one.
+    /// Methods; an empty list means every method.
     #[serde(default)]
     pub methods: Vec<Method>,
-    /// Paths; empty means every one.
+    /// Paths; an empty list means every path.
     #[serde(default)]
     pub paths: Vec<PathPattern>,
-    /// Where the secret goes.
+    /// The part of the request that holds the secret.
     pub slot: Slot,
     /// Whether plain `fetch` to this host, these methods and paths gets it too.
     #[serde(default)]
@@ -35,162 +36,10 @@ pub struct Credential {
     /// PEM of the certificate authority to trust for this host instead of the node's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<CaPem>,
-    /// Whether the function may ask for parts of an answer (`Range`). Answers in parts can be searched for the
-    /// secret only part by part, so a function that may choose the parts can cut the secret in two.
+    /// Whether the function may ask for parts of an answer (`Range`). Parts can be searched for the
+    /// secret only one by one, so a function that chooses the parts can cut the secret in two.
     #[serde(default)]
     pub ranges: bool,
-}
-
-/// Where a secret goes in a request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Slot {
-    /// A header of its own, behind an optional prefix.
-    Header {
-        /// Lower-case name.
-        name: String,
-        /// Text before the secret.
-        #[serde(default)]
-        prefix: String,
-    },
-    /// `Authorization: Bearer SECRET` (RFC 6750, section 2.1).
-    Bearer,
-    /// `Authorization: Basic BASE64(username:SECRET)` (RFC 7617).
-    Basic {
-        /// The user.
-        username: String,
-    },
-    /// A query parameter.
-    Query {
-        /// Its name.
-        name: String,
-    },
-}
-
-/// The kinds of slot, as a secret's limits name them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SlotKind {
-    /// [`Slot::Header`]
-    Header,
-    /// [`Slot::Bearer`]
-    Bearer,
-    /// [`Slot::Basic`]
-    Basic,
-    /// [`Slot::Query`]
-    Query,
-}
-
-impl SlotKind {
-    /// As in JSON.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Header => "header",
-            Self::Bearer => "bearer",
-            Self::Basic => "basic",
-            Self::Query => "query",
-        }
-    }
-}
-
-/// Headers that a slot may not name: they frame the message or route it.
-const NEVER_A_SLOT: &[&str] = &[
-    "host",
-    "content-length",
-    "transfer-encoding",
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "upgrade",
-    "expect",
-    "content-type",
-    "content-encoding",
-    "cookie2",
-    "date",
-    "via",
-    "forwarded",
-    "accept-encoding",
-    "range",
-    "if-range",
-    "cdn-loop",
-];
-
-impl Slot {
-    /// Its kind.
-    pub const fn kind(&self) -> SlotKind {
-        match self {
-            Self::Header { .. } => SlotKind::Header,
-            Self::Bearer => SlotKind::Bearer,
-            Self::Basic { .. } => SlotKind::Basic,
-            Self::Query { .. } => SlotKind::Query,
-        }
-    }
-
-    /// The header that it sets, if one.
-    pub fn header(&self) -> Option<&str> {
-        match self {
-            Self::Header { name, .. } => Some(name),
-            Self::Bearer | Self::Basic { .. } => Some("authorization"),
-            Self::Query { .. } => None,
-        }
-    }
-
-    /// The name of the place that it fills: of a header, or of a query parameter.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Header { name, .. } | Self::Query { name } => name,
-            Self::Bearer | Self::Basic { .. } => "authorization",
-        }
-    }
-
-    /// What kind of place it fills, for messages.
-    const fn place(&self) -> &'static str {
-        match self {
-            Self::Query { .. } => "query parameter",
-            Self::Header { .. } | Self::Bearer | Self::Basic { .. } => "header",
-        }
-    }
-
-    /// Whether a name in a secret's limits is this slot's. Headers have no case, query parameters do.
-    fn is_named(&self, name: &str) -> bool {
-        match self {
-            Self::Query { name: own } => own == name,
-            _ => self.name().eq_ignore_ascii_case(name),
-        }
-    }
-
-    fn flaw(&self) -> Option<String> {
-        let token = |text: &str| {
-            (1..=64).contains(&text.len())
-                && text
-                    .bytes()
-                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-        };
-        let visible =
-            |text: &str| text.len() <= 256 && text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
-        match self {
-            Self::Header { name, .. } if !token(name) => Some(format!(
-                "expected a header name in lower case, got {:?}",
-                crate::name::excerpt(name)
-            )),
-            Self::Header { name, .. } if NEVER_A_SLOT.contains(&name.as_str()) => {
-                Some(format!("the header {name} is no place for a credential"))
-            }
-            Self::Header { prefix, .. } if !visible(prefix) => {
-                Some("expected a prefix of visible ASCII, 256 bytes at most".into())
-            }
-            Self::Basic { username } if !visible(username) || username.contains(':') => {
-                Some("expected a username without `:`".into())
-            }
-            Self::Query { name } if name.parse::<Identifier>().is_err() => Some(format!(
-                "expected a parameter name, got {:?}",
-                crate::name::excerpt(name)
-            )),
-            _ => None,
-        }
-    }
 }
 
 impl Credential {
@@ -201,10 +50,10 @@ impl Credential {
         self.slot.flaw()
     }
 
-    /// Which of the secret's limits this slot goes beyond, if any.
+    /// The limit of the secret that this slot exceeds, if any.
     pub fn widens(&self, limits: &SecretLimits) -> Option<String> {
-        // Every limit is named here, so that a new one cannot be left out. Reflection is about answers, and only
-        // the secret decides on it: a slot cannot go beyond it.
+        // Every limit is named here, so that a new one cannot be forgotten. Reflection concerns
+        // answers, and only the secret decides on it: a slot cannot exceed it.
         let SecretLimits {
             hosts,
             ports: _,

@@ -26,7 +26,7 @@ pub enum EnvelopeError {
     TooManySignatures(usize),
 }
 
-/// A signed envelope as it travels. Nothing in it is to be believed before [`Envelope::verify`].
+/// A signed envelope in transit. Its content must not be trusted before [`Envelope::verify`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Envelope {
@@ -56,7 +56,7 @@ impl Envelope {
         envelope
     }
 
-    /// Adds one more signature: a threshold of holders passes the envelope round.
+    /// Adds one more signature: holders of a threshold pass the envelope on.
     pub fn add_signature(&mut self, key: &SigningKey) {
         let sig = to_base64(&key.sign(&pae(&self.payload_type, &self.payload)));
         self.signatures.push(Signature {
@@ -65,7 +65,7 @@ impl Envelope {
         });
     }
 
-    /// From the JSON that came over the network or from a disk.
+    /// Parses JSON from the network or a disk.
     pub fn parse(bytes: &[u8]) -> Result<Self, EnvelopeError> {
         if bytes.len() > MAX_ENVELOPE_BYTES {
             return Err(EnvelopeError::TooLarge(bytes.len()));
@@ -78,7 +78,7 @@ impl Envelope {
         Ok(envelope)
     }
 
-    /// As JSON.
+    /// Encodes the envelope as JSON.
     pub fn to_bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("plain data with text as keys is JSON")
     }
@@ -88,7 +88,7 @@ impl Envelope {
         &self.payload_type
     }
 
-    /// The payload, unverified: only to find out whose keys to check with.
+    /// The payload, unverified: only for finding out which keys to check with.
     pub fn unverified_payload(&self) -> &[u8] {
         &self.payload
     }
@@ -98,7 +98,7 @@ impl Envelope {
         Digest::of(&self.payload)
     }
 
-    /// How many of `keys` have signed this. One key counts once, however often it or its id appears.
+    /// Number of `keys` that have signed. A key counts once, however often it or its id occurs.
     pub fn signers(&self, keys: &[PublicKey]) -> usize {
         let message = pae(&self.payload_type, &self.payload);
         let signatures: Vec<_> = self
@@ -125,7 +125,7 @@ impl Envelope {
     }
 }
 
-/// Pre-authentication encoding: what is signed.
+/// Pre-authentication encoding: the bytes that are signed.
 fn pae(payload_type: &str, payload: &[u8]) -> Vec<u8> {
     let head = format!(
         "DSSEv1 {} {payload_type} {} ",
@@ -143,7 +143,7 @@ mod tests {
         SigningKey::from_seed(&[seed; 32]).unwrap()
     }
 
-    /// From the protocol's own text.
+    /// The example in the protocol's text.
     #[test]
     fn pae_of_the_protocol() {
         assert_eq!(

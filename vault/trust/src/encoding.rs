@@ -25,7 +25,8 @@ pub(crate) fn from_base64(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(text).ok()
 }
 
-/// Canonical bytes: each part behind its length as a big-endian `u64`, so that no two lists of parts collide.
+/// Canonical bytes: each part follows its length as a big-endian `u64`, so that no two lists of
+/// parts collide.
 #[derive(Debug, Default)]
 pub(crate) struct Canonical(Vec<u8>);
 
@@ -45,7 +46,7 @@ impl Canonical {
         self.part(&number.to_be_bytes())
     }
 
-    /// A list is its length and then its parts.
+    /// A list is encoded as its length and then its parts.
     pub(crate) fn list<T: AsRef<[u8]>>(self, items: impl ExactSizeIterator<Item = T>) -> Self {
         let counted = self.number(items.len() as u64);
         items.fold(counted, |bytes, item| bytes.part(item.as_ref()))
@@ -56,7 +57,7 @@ impl Canonical {
     }
 }
 
-/// A string newtype's serde: through its one parser.
+/// Implements serde for a string newtype through its parser.
 macro_rules! parsed_string {
     ($type:ty) => {
         impl std::fmt::Display for $type {

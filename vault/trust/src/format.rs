@@ -1,9 +1,10 @@
-//! Formats of folders that programs keep their state in. A folder's mark, a small file, is read before anything else in the
-//! folder, and a format that is newer than the program is refused before anything is changed: a program that goes on would
-//! drop what it does not know, and the first thing to be lost would be what refuses a rollback.
+//! Formats of folders in which programs keep their state. A folder's mark, a small file, is read
+//! before anything else in the folder, and a format that is newer than the program is refused
+//! before anything is changed: otherwise the program would drop what it does not know, and first of
+//! all the memory that refuses a rollback.
 //!
-//! A folder without a mark is of a program from before there were marks, and has format 1. A program raises the mark before it
-//! writes what the earlier format does not have.
+//! A folder without a mark was written before there were marks, and has format 1. A program raises
+//! the mark before it writes data that the earlier format does not have.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,33 +16,33 @@ pub const MAX_MARK_BYTES: usize = 4096;
 const SOFTWARE: &str = env!("CARGO_PKG_VERSION");
 /// The format of a folder without a mark.
 const FIRST: u32 = 1;
-/// Longest text of another program that is shown, characters.
+/// Characters of another program's text that are shown.
 const MAX_SHOWN_CHARS: usize = 40;
 
 /// The formats of one kind of folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Format {
-    /// What the folder holds, for people.
+    /// The folder's content, for messages.
     pub what: &'static str,
-    /// The newest format, which this program writes. It reads every one from 1 on.
+    /// The newest format, which this program writes. It reads every format from 1 on.
     pub newest: u32,
 }
 
-/// What a folder's mark needs.
+/// Whether a folder's mark must be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Marking {
-    /// Nothing: it says what this program would write.
+    /// The mark is the one that this program writes.
     Done,
-    /// The folder has this program's format, and no mark that says so: it is to be marked when there is room.
+    /// The folder has this program's format, but no mark: write the mark when there is space.
     Wanted,
-    /// The folder has an earlier format: it must be marked before anything is written into it.
+    /// The folder has an earlier format: write the mark before anything else.
     Needed,
 }
 
 /// Why a folder is not opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
-    /// A newer program has written it.
+    /// A newer program has written the folder.
     #[error(
         "{what} has format {found}, written by casemate {by}, and this is casemate {}, which reads formats 1 to {newest}: \
          install casemate {by} or newer, or go back to a copy from before the upgrade; nothing was changed",
@@ -50,26 +51,26 @@ pub enum FormatError {
     Newer {
         /// See [`Format::what`].
         what: &'static str,
-        /// What the mark says.
+        /// The format in the mark.
         found: u32,
         /// Version of the program that wrote it.
         by: String,
-        /// The newest that this program reads.
+        /// The newest format that this program reads.
         newest: u32,
     },
-    /// The mark is none.
+    /// The mark is malformed.
     #[error(
         "the mark of {what} is damaged ({reason}): restore {MARK} from a copy; nothing was changed"
     )]
     Damaged {
         /// See [`Format::what`].
         what: &'static str,
-        /// What was found.
+        /// What is wrong with it.
         reason: String,
     },
 }
 
-/// What a mark says. Members that later programs add are for later programs.
+/// The content of a mark. Members that later programs add are ignored.
 #[derive(Serialize, Deserialize)]
 struct Mark {
     format: u32,
@@ -112,7 +113,7 @@ impl Format {
         }
     }
 
-    /// This program's mark.
+    /// The mark that this program writes.
     pub fn mark(self) -> Vec<u8> {
         let mark = Mark {
             format: self.newest,
@@ -124,7 +125,7 @@ impl Format {
     }
 }
 
-/// A version that another program wrote, fit for a line.
+/// Makes a version that another program wrote fit for one line.
 fn shown(version: &str) -> String {
     let is_plain = |letter: &char| letter.is_ascii_graphic();
     match version {
@@ -168,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_newer_format_is_refused_with_both_versions_and_what_to_do() {
-        // Whatever else a later program writes into its mark.
+        // A mark with additional members of a later program.
         let newer = check(r#"{"format":3,"software":"0.9.1","since":[1]}"#).unwrap_err();
         let text = newer.to_string();
         for part in [
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_mark_is_refused() {
+    fn a_malformed_mark_is_refused() {
         let long = format!(
             r#"{{"format":1,"software":"{}"}}"#,
             "x".repeat(MAX_MARK_BYTES)

@@ -1,4 +1,5 @@
-//! Host names, as statements, rules and routes carry them: lower-case letters, digits and hyphens, A-labels only.
+//! Host names in statements, rules and routes: lower-case letters, digits and hyphens, A-labels
+//! only.
 
 use core::net::IpAddr;
 use std::str::FromStr;
@@ -20,7 +21,8 @@ pub struct HostError(String);
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostName(String);
 
-/// A host name, or `*.` and one: any name with exactly one more label. Only a `Tenant` statement may hold the second.
+/// A host name, or `*.` and a host name, which stands for any name with exactly one more label.
+/// Only a `Tenant` statement may contain the latter.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostPattern(String);
 
@@ -34,7 +36,7 @@ impl HostName {
         label_and_parent(&self.0)
     }
 
-    /// The address, when this is one.
+    /// The address, when the host is one.
     pub fn as_ip(&self) -> Option<IpAddr> {
         self.0.parse().ok()
     }
@@ -46,7 +48,8 @@ impl HostPattern {
         &self.0
     }
 
-    /// The first label, `*` for a wildcard, and what follows its dot; a host without a dot has nothing there.
+    /// The first label (`*` for a wildcard), and the rest after its dot, which is empty for a host
+    /// without a dot.
     pub(crate) fn label_and_parent(&self) -> (&str, &str) {
         label_and_parent(&self.0)
     }
@@ -62,7 +65,7 @@ impl HostPattern {
         }
     }
 
-    /// Whether a host name exists that both cover.
+    /// Whether some host name is covered by both.
     pub fn overlaps(&self, other: &Self) -> bool {
         let covers =
             |wide: &Self, narrow: &Self| narrow.0.parse().is_ok_and(|name| wide.covers(&name));
@@ -78,11 +81,12 @@ impl FromStr for HostName {
     type Err = HostError;
 
     fn from_str(text: &str) -> Result<Self, HostError> {
-        // An address is taken only as it would be printed, so that one address has one spelling.
+        // An address is accepted only in its canonical text, so that each address has one spelling.
         let is_address = text
             .parse::<IpAddr>()
             .is_ok_and(|address| address.to_string() == text);
-        // A last label of digits is how browsers recognise IPv4 in its odd spellings (WHATWG URL, "ends in a number").
+        // Browsers treat a host whose last label is a number as IPv4 in an unusual spelling (WHATWG
+        // URL, "ends in a number").
         let last_is_number = text
             .rsplit('.')
             .next()

@@ -5,9 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserializer, Serialize, Serializer};
 
-use crate::encoding::Canonical;
-use crate::key::PublicKey;
-use crate::name::{Name, excerpt};
+use crate::name::excerpt;
 
 /// Why a digest or an id was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,11 +63,11 @@ id!(
     Digest
 );
 id!(
-    /// SHA-256 of the first root's payload: the fleet, and what a person compares.
+    /// SHA-256 of the first root's payload: identifies the fleet, and is what a person compares.
     FleetId
 );
 id!(
-    /// A tenant for ever: hash of fleet, name and first keys.
+    /// Permanent id of a tenant: hash of fleet, name and first keys.
     TenantId
 );
 
@@ -77,24 +75,6 @@ impl Digest {
     /// SHA-256 of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Self(sha256(bytes))
-    }
-}
-
-impl TenantId {
-    /// The id of the tenant that begins with these keys. Statements that name another id are refused, so nobody, the root
-    /// included, can put other keys under an existing id.
-    pub fn derive(fleet: FleetId, name: &Name, keys: &[PublicKey], threshold: u32) -> Self {
-        let mut keys: Vec<_> = keys.iter().map(PublicKey::as_bytes).collect();
-        keys.sort_unstable();
-        let bytes = Canonical::new("casemate tenant v1")
-            .part(&fleet.0)
-            .part(name.as_str().as_bytes());
-        Self(sha256(
-            &bytes
-                .number(threshold.into())
-                .list(keys.into_iter())
-                .bytes(),
-        ))
     }
 }
 

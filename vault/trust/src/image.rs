@@ -1,4 +1,4 @@
-//! Images of a whole machine: their versions, and what the root says of one.
+//! Images of a whole machine: their versions, and the root's statement about each.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::Seconds;
 use crate::id::{Digest, FleetId};
 use crate::name::{Name, excerpt};
-use crate::statement::{MAX_POOLS, Statement, span_flaw};
+use crate::payload::{Statement, span_flaw};
+use crate::statement::MAX_POOLS;
 
 /// Largest image, bytes: two of them, the running one and the next, fit a boot partition of 512 MiB.
 pub const MAX_IMAGE_BYTES: u64 = 250 * 1024 * 1024;
@@ -31,12 +32,12 @@ pub struct ImageVersion {
 }
 
 impl ImageVersion {
-    /// As one number, in the same order.
+    /// The version as one number, in the same order.
     pub const fn as_u64(self) -> u64 {
         (self.major as u64) << 32 | (self.minor as u64) << 16 | self.patch as u64
     }
 
-    /// From that number.
+    /// The version of that number.
     pub fn from_u64(number: u64) -> Option<Self> {
         let part = |shift: u32| (number >> shift) as u16;
         let version = Self {
@@ -97,7 +98,7 @@ impl<'de> Deserialize<'de> for ImageVersion {
 pub struct Image {
     /// The fleet.
     pub fleet: FleetId,
-    /// Only rises, in each pool.
+    /// Version; it only rises in each pool.
     pub version: ImageVersion,
     /// SHA-256 of the file.
     pub digest: Digest,
@@ -105,9 +106,9 @@ pub struct Image {
     pub bytes: u64,
     /// Pools whose machines run it.
     pub pools: Vec<Name>,
-    /// When it was signed.
+    /// When the statement was signed.
     pub issued: Seconds,
-    /// Until when it is accepted.
+    /// Until when the image is accepted.
     pub expires: Seconds,
 }
 

@@ -1,5 +1,6 @@
-//! Joining: the token that an operator gives a machine, the request that the machine's vault makes of it, and the grant of
-//! the pool's key. The control plane relays all of it and can forge none.
+//! Joining: the token that an operator gives a machine, the join request that the machine's vault
+//! makes from it, and the grant of the pool's key. The control plane relays all of them and can
+//! forge none.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,39 +18,40 @@ use crate::id::FleetId;
 use crate::key::{PublicKey, SEED_BYTES, SealingKey, SigningKey};
 use crate::late::Late;
 use crate::name::Name;
+use crate::payload::Statement;
 use crate::seal::{SealError, seal};
-use crate::statement::{Pool, Statement};
+use crate::statement::Pool;
 
-/// What a printed token begins with.
+/// Prefix of a printed token.
 pub const TOKEN_PREFIX: &str = "cmt1_";
 /// Longest printed token, bytes.
 pub const MAX_TOKEN_BYTES: usize = 2048;
 /// Longest `host:port`, bytes.
 pub const MAX_ADDRESS_BYTES: usize = 300;
-/// What HPKE is told that a grant is.
+/// The HPKE info string of a grant.
 pub const GRANT_INFO: &[u8] = b"casemate grant v1";
 
 /// Why a token, a request or a grant was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
-    /// Not a token.
+    /// The text is not a token.
     #[error("expected a join token that begins with `{TOKEN_PREFIX}`, whole and unchanged")]
     Token,
-    /// The token is over.
+    /// The token has expired.
     #[error("the join token has expired: {0}")]
     Expired(Late),
-    /// Not a join request.
-    #[error("this is no join request: {0}")]
+    /// The data is not a join request.
+    #[error("the data is not a join request: {0}")]
     Format(String),
-    /// Not signed with the token's key and the node's key.
+    /// The request is not signed with the token's key and the node's key.
     #[error("the join request is not signed with the token and the node's key")]
     Signature,
-    /// It asks for another name or pool than the token was made for.
+    /// The request asks for another name or pool than the token's.
     #[error("the join request asks for node {node} in pool {pool}, the token is for another")]
     Other {
-        /// Asked name.
+        /// The requested name.
         node: Name,
-        /// Asked pool.
+        /// The requested pool.
         pool: Name,
     },
     /// Sealing failed.
@@ -58,7 +60,7 @@ pub enum JoinError {
 }
 
 impl JoinError {
-    /// Stable name.
+    /// The stable code.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Token => "token_malformed",
@@ -71,7 +73,7 @@ impl JoinError {
     }
 }
 
-/// What the operator gives to a new node, once.
+/// The token that the operator gives to a new node, once.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JoinToken {
@@ -80,27 +82,27 @@ pub struct JoinToken {
     pub fleet: FleetId,
     /// `host:port` of the control plane's QUIC socket.
     pub control_address: String,
-    /// Its key.
+    /// The control plane's key.
     pub control_key: PublicKey,
     /// The node's name.
     pub node: Name,
-    /// Its pool.
+    /// The node's pool.
     pub pool: Name,
-    /// Until when it can be used.
+    /// When the token expires.
     pub expires: Seconds,
 }
 
-/// What the operator's machine keeps of a token: enough to check its use, not enough to use it.
+/// What the operator's machine stores of a token: enough to check its use, but not to use it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenRecord {
-    /// Key derived from the token.
+    /// The public key derived from the token.
     pub key: PublicKey,
     /// The node's name.
     pub node: Name,
-    /// Its pool.
+    /// The node's pool.
     pub pool: Name,
-    /// Until when it can be used.
+    /// When the token expires.
     pub expires: Seconds,
     /// The node that used it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -108,7 +110,7 @@ pub struct TokenRecord {
 }
 
 impl JoinToken {
-    /// A new token.
+    /// Makes a new token.
     pub fn new(
         fleet: FleetId,
         control: (String, PublicKey),
@@ -130,7 +132,7 @@ impl JoinToken {
         }
     }
 
-    /// As it is printed.
+    /// The printed form.
     pub fn expose_secret(&self) -> Zeroizing<String> {
         let json = Zeroizing::new(serde_json::to_vec(self).expect("plain data is JSON"));
         let mut bytes = Zeroizing::new(json.to_vec());
@@ -141,7 +143,7 @@ impl JoinToken {
         ))
     }
 
-    /// The signing key that the token carries (HKDF-SHA256, RFC 5869).
+    /// The signing key that is derived from the token (HKDF-SHA256, RFC 5869).
     pub fn key(&self) -> Result<SigningKey, JoinError> {
         let mut seed = Zeroizing::new([0; SEED_BYTES]);
         let prk =
@@ -156,7 +158,7 @@ impl JoinToken {
         SigningKey::from_seed(&seed).map_err(|_| JoinError::Token)
     }
 
-    /// What the operator's machine keeps.
+    /// The record for the operator's machine.
     pub fn record(&self) -> Result<TokenRecord, JoinError> {
         let (node, pool) = (self.node.clone(), self.pool.clone());
         Ok(TokenRecord {
@@ -195,7 +197,7 @@ impl FromStr for JoinToken {
                 .decode(encoded)
                 .map_err(|_| JoinError::Token)?,
         );
-        // The last four bytes find typing and copying errors.
+        // The last four bytes detect typing and copying errors.
         let (json, sum) = bytes.split_last_chunk::<4>().ok_or(JoinError::Token)?;
         if crate::id::sha256(json)[..4] != *sum {
             return Err(JoinError::Token);
@@ -217,7 +219,7 @@ pub struct JoinRequest {
     pub fleet: FleetId,
     /// The node's name.
     pub node: Name,
-    /// Its pool.
+    /// The node's pool.
     pub pool: Name,
     /// The node's Ed25519 key.
     pub node_key: PublicKey,
@@ -312,7 +314,7 @@ impl Grant {
         Ok(grant)
     }
 
-    /// What HPKE authenticates beside the seed.
+    /// The additional data of the sealed seed.
     pub fn aad(&self, public_key: &SealingKey) -> Vec<u8> {
         Canonical::new("casemate grant v1")
             .part(&self.fleet.0)
@@ -323,15 +325,15 @@ impl Grant {
             .bytes()
     }
 
-    /// Its bytes.
+    /// Encodes the grant.
     pub fn to_bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("plain data with text as keys is JSON")
     }
 
-    /// From bytes that anybody may have sent.
+    /// Parses bytes from an untrusted sender.
     ///
     /// # Errors
-    /// Too large, or no grant.
+    /// The bytes are too large, or not a grant.
     pub fn parse(bytes: &[u8]) -> Result<Self, JoinError> {
         if bytes.len() > MAX_GRANT_BYTES {
             return Err(JoinError::Format(format!(

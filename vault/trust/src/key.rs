@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use crate::encoding::{from_base64, to_base64};
 use crate::id::{Digest, sha256};
 use crate::name::excerpt;
-use crate::seal::Kem;
+use crate::suite::Kem;
 
 /// Length of an Ed25519 or X-Wing seed, bytes.
 pub const SEED_BYTES: usize = 32;
@@ -23,14 +23,14 @@ pub const SEALING_KEY_BYTES: usize = 1216;
 /// Why a key was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// Not an Ed25519 public key.
+    /// The text is not an Ed25519 public key.
     #[error("expected an Ed25519 public key, 32 bytes in base64, got {0:?}")]
     Public(String),
-    /// Not an X-Wing public key.
+    /// The bytes are not an X-Wing public key.
     #[error("expected an X-Wing public key, 1216 bytes in base64")]
     Sealing,
     /// ring refused the seed.
-    #[error("the seed makes no Ed25519 key")]
+    #[error("the seed gives no Ed25519 key")]
     Seed,
 }
 
@@ -39,7 +39,7 @@ pub enum KeyError {
 pub struct PublicKey([u8; 32]);
 
 impl PublicKey {
-    /// From its 32 bytes; whether it is a point shows when a signature is checked.
+    /// Takes the 32 bytes; an invalid point is noticed when a signature is checked.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
@@ -49,7 +49,7 @@ impl PublicKey {
         &self.0
     }
 
-    /// What a person compares out of band: SHA-256 of the key.
+    /// SHA-256 of the key, which people compare out of band.
     pub fn fingerprint(&self) -> Digest {
         Digest(sha256(&self.0))
     }
@@ -147,12 +147,12 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-/// An X-Wing public key: what is sealed to it, only its holder opens.
+/// An X-Wing public key: only the holder of its private key can open what is sealed to it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SealingKey(Box<[u8; SEALING_KEY_BYTES]>);
 
 impl SealingKey {
-    /// From its bytes, checked to be a valid encapsulation key.
+    /// Takes the bytes, and checks that they are a valid encapsulation key.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, KeyError> {
         <Kem as hpke::Kem>::PublicKey::from_bytes(bytes).map_err(|_| KeyError::Sealing)?;
         let array = <[u8; SEALING_KEY_BYTES]>::try_from(bytes).map_err(|_| KeyError::Sealing)?;

@@ -1,6 +1,8 @@
-//! Key files: a seed behind a passphrase (Argon2id, RFC 9106; ChaCha20-Poly1305, RFC 8439), or plain when told so.
+//! Key files: a seed behind a passphrase (Argon2id, RFC 9106; ChaCha20-Poly1305, RFC 8439), or
+//! unencrypted on request.
 //!
-//! The file is JSON, so that a person sees what it is. Reading and writing it, 0600, is the caller's.
+//! The file is JSON, so that a person can recognise it. The caller reads and writes it, with mode
+//! 0600.
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
@@ -21,17 +23,17 @@ const MAX_MEMORY_KIB: u32 = 1024 * 1024;
 const MAX_PASSES: u32 = 64;
 const MAX_LANES: u32 = 16;
 
-/// What a key is for; part of what is authenticated, so that one file cannot stand in for another.
+/// The purpose of a key, which is authenticated, so that one file cannot replace another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Purpose {
     /// The fleet's root, Ed25519.
     FleetRoot,
-    /// A tenant's, Ed25519.
+    /// A tenant's key, Ed25519.
     Tenant,
-    /// The one that a tenant's manifest names for statements of freshness, Ed25519.
+    /// The key that a tenant's manifest names for statements of freshness, Ed25519.
     Freshness,
-    /// A pool's, X-Wing.
+    /// A pool's key, X-Wing.
     Pool,
     /// The control plane's liveness key, Ed25519.
     Liveness,
@@ -39,28 +41,28 @@ pub enum Purpose {
     Quic,
     /// The key of the API's certificate, Ed25519.
     Api,
-    /// The seed that a join token carries, until the node is admitted.
+    /// The seed of a join token, until the node is admitted.
     JoinToken,
 }
 
 /// Why a key file was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyFileError {
-    /// Not one of our files.
-    #[error("this is no key file: {0}")]
+    /// The text is not a key file.
+    #[error("the text is not a key file: {0}")]
     Format(String),
-    /// Another key than wanted.
+    /// The file holds a key for another purpose.
     #[error("expected a key file for {wanted:?}, got one for {found:?}")]
     Purpose {
-        /// What was wanted.
+        /// The expected purpose.
         wanted: Purpose,
-        /// What the file says.
+        /// The purpose in the file.
         found: Purpose,
     },
-    /// It is encrypted, and no passphrase came.
+    /// The file is encrypted, and there is no passphrase.
     #[error("the key file is encrypted: a passphrase is needed")]
     PassphraseNeeded,
-    /// Wrong passphrase, or the file was changed.
+    /// The passphrase is wrong, or the file was changed.
     #[error("the passphrase is wrong, or the key file was changed")]
     PassphraseWrong,
     /// Argon2 refused its parameters.
@@ -103,7 +105,7 @@ struct Cost {
     lanes: u32,
 }
 
-/// The text of a key file that holds `seed`; plain when there is no passphrase.
+/// The text of a key file with `seed`; unencrypted when there is no passphrase.
 pub fn write(
     purpose: Purpose,
     seed: &[u8; SEED_BYTES],

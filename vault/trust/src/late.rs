@@ -1,4 +1,4 @@
-//! Too late, or dated in the future: said with both times, so that a clock that is wrong is seen to be.
+//! Expiry, or a date in the future, reported with both times, so that a wrong clock is recognised.
 
 use std::fmt;
 
@@ -6,15 +6,15 @@ use crate::Seconds;
 
 /// Seconds of a day.
 const DAY: Seconds = 24 * 60 * 60;
-/// The last second that four digits of a year can say.
+/// The last second of the last year with four digits.
 const LAST: Seconds = 253_402_300_799;
 
-/// Something was over when it came.
+/// A statement that had expired when it came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Late {
-    /// From when on it was worth nothing.
+    /// When it expired.
     pub expires: Seconds,
-    /// What the clock said.
+    /// The time by the clock.
     pub clock: Seconds,
 }
 
@@ -23,34 +23,34 @@ impl fmt::Display for Late {
         let (expires, clock) = (utc(self.expires), utc(self.clock));
         write!(
             to,
-            "it held until {expires}, and the clock here says {clock}"
+            "it held until {expires}, and the clock here shows {clock}"
         )
     }
 }
 
-/// Something is dated later than now.
+/// A statement that is dated in the future.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Early {
-    /// When it says that it was signed.
+    /// The date of its signature.
     pub issued: Seconds,
-    /// What the clock said.
+    /// The time by the clock.
     pub clock: Seconds,
 }
 
 impl fmt::Display for Early {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (issued, clock) = (utc(self.issued), utc(self.clock));
-        write!(to, "it is dated {issued}, and the clock here says {clock}")
+        write!(to, "it is dated {issued}, and the clock here shows {clock}")
     }
 }
 
-/// A time for people, in UTC, by the proleptic Gregorian calendar.
+/// A time in UTC for people, by the proleptic Gregorian calendar.
 pub fn utc(time: Seconds) -> String {
     if time > LAST {
         return "after the year 9999".to_owned();
     }
     let (days, second) = (time / DAY, time % DAY);
-    // Years begin in March, so that the day that comes and goes is the last one; 400 years have 146,097 days.
+    // Years begin in March, so that the leap day is the last day; 400 years have 146,097 days.
     let days = days + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year_of_era =
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_as_the_calendar_says() {
+    fn times_match_the_calendar() {
         for (time, text) in [
             (0, "1970-01-01 00:00 UTC"),
             (68_169_599, "1972-02-28 23:59 UTC"),
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn both_times_are_said() {
+    fn both_times_are_reported() {
         let (expires, clock) = (1_800_000_000, 1_800_086_400);
         let late = Late { expires, clock }.to_string();
         assert!(late.contains("2027-01-15 08:00 UTC") && late.contains("2027-01-16 08:00 UTC"));

@@ -1,4 +1,5 @@
-//! Leases: the control plane proves that it is alive and whose it is, by signing a nonce that the vault just made.
+//! Leases: the control plane proves that it is alive and belongs to the fleet, by signing a nonce
+//! that the vault just made.
 
 use std::collections::BTreeMap;
 
@@ -9,17 +10,19 @@ use crate::dsse::Envelope;
 use crate::encoding::{Canonical, base64_bytes};
 use crate::id::{Digest, FleetId, TenantId};
 use crate::key::PublicKey;
-use crate::statement::{OnlineKey, Statement};
+use crate::payload::Statement;
+use crate::statement::OnlineKey;
 
 /// Length of a nonce, bytes.
 pub const NONCE_BYTES: usize = 32;
 
-/// Most tenants that a lease names: with them it takes half a megabyte, half of the largest envelope. A node that runs
-/// functions of more tenants has a signed digest of the others.
+/// Most tenants that a lease names: with them it takes half a megabyte, half of the largest
+/// envelope. A node with functions of more tenants gets a signed digest of the others.
 pub const MAX_CLAIMED_TENANTS: usize = 4096;
 
-/// What the control plane says is the newest. It can lie by leaving something out or by naming an older version, but only
-/// under its signature: the node keeps the lease, and whoever knows of a newer manifest can prove the lie with it.
+/// What the control plane claims to be the newest. It can lie by omission or by naming an older
+/// version, but only under its signature: the node stores the lease, and a person who knows a newer
+/// manifest can prove the lie with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Claims {
@@ -31,7 +34,7 @@ pub struct Claims {
     pub tenants: BTreeMap<TenantId, u64>,
     /// How many tenants there are in all.
     pub tenants_in_all: u64,
-    /// [`Claims::digest_of`] all of them.
+    /// [`Claims::digest_of`] all tenants.
     pub digest: Digest,
 }
 
@@ -68,18 +71,18 @@ impl Claims {
     }
 }
 
-/// What the online key signs.
+/// The content that the online key signs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lease {
     /// The fleet.
     pub fleet: FleetId,
-    /// The node that asked.
+    /// The node that requested it.
     pub node: PublicKey,
     /// Its nonce.
     #[serde(with = "base64_bytes")]
     pub nonce: Vec<u8>,
-    /// What it says is the newest.
+    /// What the control plane claims to be the newest.
     #[serde(default)]
     pub claims: Claims,
 }
@@ -106,19 +109,19 @@ impl Statement for Lease {
 /// Why a lease answer was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LeaseError {
-    /// Not a lease.
-    #[error("this is no lease")]
+    /// The data is not a lease.
+    #[error("the data is not a lease")]
     Format,
-    /// Not signed by the liveness key that the root named.
+    /// The lease is not signed by the liveness key that the root named.
     #[error("the lease is not signed by the fleet's online key")]
     Signature,
-    /// It answers another nonce, another node or another fleet: an old answer, or another's.
+    /// The lease answers another nonce, node or fleet: it is an old answer, or another node's.
     #[error("the lease answers another question")]
     Other,
 }
 
 impl LeaseError {
-    /// Stable name.
+    /// The stable code.
     pub const fn code(self) -> &'static str {
         match self {
             Self::Format => "lease_format",
@@ -128,18 +131,18 @@ impl LeaseError {
     }
 }
 
-/// What a node asks: the lease's fleet, node and nonce.
+/// A node's request: the lease's fleet, node and nonce.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
     /// The fleet.
     pub fleet: FleetId,
-    /// The node that asks.
+    /// The requesting node.
     pub node: PublicKey,
     /// Its nonce.
     pub nonce: Vec<u8>,
 }
 
-/// Checks an answer to `asked`; what it claims.
+/// Checks an answer to `asked`; returns its claims.
 ///
 /// # Errors
 /// See [`LeaseError`].
@@ -169,7 +172,7 @@ mod tests {
     use super::*;
     use crate::dsse::MAX_ENVELOPE_BYTES;
     use crate::key::SigningKey;
-    use crate::statement::MAX_VERSION;
+    use crate::payload::MAX_VERSION;
 
     #[test]
     fn the_largest_lease_fits_an_envelope_and_names_the_others_by_digest() {

@@ -1,24 +1,24 @@
-//! Names, keys, statements and sealing: what everybody may know. It cannot open a secret.
+//! Names, keys, statements and sealing: the public part, which cannot open a secret.
 //!
-//! Everything here is a function of its arguments: time comes in as unix seconds, random bytes come in as a
-//! [`Random`]. The same rules are kept by a node's vault, by the command line and by the control plane.
+//! Everything here is a pure function of its arguments: time comes in as Unix seconds, random bytes
+//! as a [`Random`]. A node's vault, the command line and the control plane apply the same rules.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`name`], [`host`], [`path`] | the grammars, each parsed once |
 //! | [`id`], [`key`], [`keyfile`] | digests, public and private keys, key files |
 //! | [`dsse`] | signed envelopes |
-//! | [`format`](mod@format) | formats of folders with state: what is newer than the program is refused |
-//! | [`statement`] | what the root and the tenants say |
+//! | [`format`](mod@format) | formats of folders with state; a format newer than the program's is refused |
+//! | [`statement`] | statements of the root and the tenants |
 //! | [`note`] | who deployed a release, when, and what for |
 //! | [`freshness`] | how long a manifest's credentials are used without its tenant's renewal |
-//! | [`image`] | versions of machine images, and the root's word on one |
+//! | [`image`] | versions of machine images, and the root's statement about each |
 //! | [`ceiling`] | what a tenant may use and reach at most |
 //! | [`release`], [`credential`], [`secret`] | digest-addressed objects that a manifest lists |
 //! | [`authority`] | certificate authorities of single upstreams |
 //! | [`seal`] | HPKE to a pool's or a node's X-Wing key |
 //! | [`join`], [`lease`] | tokens, join requests, grants, liveness |
-//! | [`revocation`] | the root's list of nodes that are members no longer |
+//! | [`revocation`] | the root's list of nodes that are no longer members |
 //! | [`judge`] | what is accepted, given what was seen before |
 #![forbid(unsafe_code)]
 
@@ -47,6 +47,10 @@ pub mod secret;
 pub mod statement;
 
 mod encoding;
+mod payload;
+mod scheme;
+mod slot;
+mod suite;
 
 /// Fills a buffer with unpredictable bytes; the caller's program provides it.
 pub type Random<'a> = &'a mut dyn FnMut(&mut [u8]);

@@ -1,4 +1,4 @@
-//! Names: one grammar for what lives in the fleet, one for what lives in a function's `env`.
+//! Names: one grammar for objects of the fleet, one for properties of a function's `env`.
 
 use std::str::FromStr;
 
@@ -10,10 +10,10 @@ pub const MAX_NAME_BYTES: usize = 63;
 /// Why a name was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Not a DNS label in lower case.
+    /// The text is not a DNS label in lower case.
     #[error("expected 1 to 63 of a-z, 0-9 and inner `-`, got {0:?}")]
     Label(String),
-    /// Not an identifier.
+    /// The text is not an identifier.
     #[error("expected a letter or `_`, then letters, digits or `_`, 63 at most, got {0:?}")]
     Identifier(String),
 }
@@ -82,7 +82,7 @@ pub(crate) fn is_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-/// The beginning of a refused text, for its error: a mebibyte of name must not become a mebibyte of log.
+/// The beginning of a refused text, so that a mebibyte of name does not become a mebibyte of log.
 pub(crate) fn excerpt(text: &str) -> String {
     const SHOWN_CHARS: usize = 80;
     match text.char_indices().nth(SHOWN_CHARS) {

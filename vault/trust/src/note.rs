@@ -1,5 +1,5 @@
-//! Where releases come from, for people. Nothing is decided by a note; it is signed with the manifest, so that nobody else
-//! than the tenant can write one.
+//! Notes on the origin of releases, for people. No decision depends on a note; it is signed with
+//! the manifest, so that only the tenant can write one.
 
 use std::collections::BTreeMap;
 
@@ -12,9 +12,9 @@ use crate::id::Digest;
 pub const MAX_AUTHOR_BYTES: usize = 128;
 /// Longest message, bytes: the first line of a commit message fits.
 pub const MAX_MESSAGE_BYTES: usize = 256;
-/// Largest notes of a manifest, bytes of their texts: a manifest is mostly about what runs.
+/// Largest notes of a manifest, bytes of their texts: most of a manifest is for its functions.
 pub const MAX_NOTES_BYTES: usize = 256 * 1024;
-/// What one note counts beside its texts: its time and the digest of its release.
+/// Bytes that a note counts beside its texts: its time and the digest of its release.
 const NOTE_BYTES: usize = 128;
 
 /// Who deployed a release, when, and what for.
@@ -23,16 +23,16 @@ const NOTE_BYTES: usize = 128;
 pub struct Note {
     /// When the deployment was signed.
     pub at: Seconds,
-    /// The author as the signer gave it; empty where nobody was named.
+    /// The author as the signer gave it; empty without one.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub author: String,
-    /// What the release is for; empty where nothing was said.
+    /// The purpose of the release; empty without one.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
 }
 
 impl Note {
-    /// A note of texts from anywhere: one line each, cut to their lengths.
+    /// Makes a note from arbitrary texts: one line each, cut to their lengths.
     pub fn new(at: Seconds, author: &str, message: &str) -> Self {
         Self {
             at,
@@ -41,7 +41,7 @@ impl Note {
         }
     }
 
-    /// What it counts against [`MAX_NOTES_BYTES`].
+    /// The bytes that it counts against [`MAX_NOTES_BYTES`].
     pub fn bytes(&self) -> usize {
         NOTE_BYTES + self.author.len() + self.message.len()
     }
@@ -64,7 +64,7 @@ impl Note {
     }
 }
 
-/// The first line of a text that is not blank, without control characters, cut at `most` bytes.
+/// The first non-blank line of a text, without control characters, cut at `most` bytes.
 fn line(text: &str, most: usize) -> String {
     let line = text.lines().map(str::trim).find(|line| !line.is_empty());
     let mut kept = String::new();
@@ -88,7 +88,7 @@ pub(crate) fn flaw(notes: &BTreeMap<Digest, Note>) -> Option<String> {
     notes.values().find_map(Note::flaw)
 }
 
-/// Keeps the notes of releases that `is_listed` names, and of these the newest that fit.
+/// Keeps the notes of releases for which `is_listed` holds, and of these the newest that fit.
 pub fn trim(notes: &mut BTreeMap<Digest, Note>, is_listed: impl Fn(&Digest) -> bool) {
     notes.retain(|release, _| is_listed(release));
     let mut newest: Vec<_> = notes

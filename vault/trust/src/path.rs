@@ -15,7 +15,7 @@ pub const MAX_METHOD_BYTES: usize = 24;
 #[error("expected an HTTP method in upper case such as `GET`, got {0:?}")]
 pub struct MethodError(String);
 
-/// An HTTP method (RFC 9110, section 9.1), upper case. `CONNECT` and `TRACE` are none of ours.
+/// An HTTP method (RFC 9110, section 9.1), upper case. `CONNECT` and `TRACE` are not allowed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Method(String);
 

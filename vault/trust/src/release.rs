@@ -1,4 +1,5 @@
-//! Releases: what a function is, what it may reach, and which credential goes where. Named by the digest of their bytes.
+//! Releases: the code of a function, what it may reach, and which credential is sent where. Named
+//! by the digest of their bytes.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +13,9 @@ use crate::path::{Method, PathPattern};
 use crate::statement::{Ceilings, EgressCeiling, Tenant};
 
 pub use crate::authority::MAX_CA_BYTES;
-pub use crate::credential::{Credential, Slot, SlotKind};
+pub use crate::credential::Credential;
+pub use crate::scheme::Scheme;
+pub use crate::slot::{Slot, SlotKind};
 
 /// Largest release, bytes of JSON.
 pub const MAX_RELEASE_BYTES: usize = 256 * 1024;
@@ -26,11 +29,11 @@ pub const MAX_ENTRIES: usize = 128;
 pub const MAX_PATTERNS: usize = 32;
 /// Largest sum of names and values of the variables, bytes.
 pub const MAX_VARS_BYTES: usize = 32 * 1024;
-/// Largest request body that a perimeter may let through, bytes.
+/// Largest request body that a perimeter may allow, bytes.
 pub const MAX_BODY_BYTES: u64 = 1024 * 1024 * 1024;
 
-/// Lifetime of an outgoing call where the release names none, milliseconds: longer than ordinary APIs answer, and
-/// short enough that calls which hang do not hold a tenant's places for long.
+/// Default lifetime of an outgoing call, milliseconds: longer than ordinary APIs take, and short
+/// enough that calls which hang do not hold a tenant's share for long.
 pub const DEFAULT_CALL_TIME_MS: u32 = 60_000;
 
 /// One release of one function.
@@ -47,16 +50,16 @@ pub struct Release {
     pub bundle: BundleRef,
     /// Entry module inside the bundle.
     pub entry: String,
-    /// Hosts that it answers for.
+    /// Hosts that lead to it.
     pub hosts: Vec<HostName>,
-    /// What is let through to it.
+    /// The requests that reach it.
     pub perimeter: Perimeter,
-    /// What bounds a request.
+    /// The limits of a request.
     pub limits: Limits,
     /// Plain variables of `env`.
     #[serde(default)]
     pub vars: Vec<Var>,
-    /// Where plain `fetch` may go.
+    /// Hosts that plain `fetch` may call.
     #[serde(default)]
     pub egress: Vec<EgressRule>,
     /// Credential slots.
@@ -65,7 +68,7 @@ pub struct Release {
     /// Whether `eval` works.
     #[serde(default)]
     pub dynamic_code: bool,
-    /// Whom to ask, for people.
+    /// A contact, for people.
     #[serde(default)]
     pub owner: String,
 }
@@ -94,17 +97,17 @@ pub struct Var {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Perimeter {
-    /// Methods; empty means every one.
+    /// Methods; an empty list means every method.
     #[serde(default)]
     pub methods: Vec<Method>,
-    /// Paths; empty means every one.
+    /// Paths; an empty list means every path.
     #[serde(default)]
     pub paths: Vec<PathPattern>,
     /// Largest request body, bytes.
     pub max_body_bytes: u64,
 }
 
-/// What bounds a request.
+/// The limits of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
@@ -112,7 +115,7 @@ pub struct Limits {
     pub cpu_time_ms: u32,
     /// Wall-clock time, milliseconds.
     pub wall_time_ms: u32,
-    /// JavaScript heap, and as much again for buffers, MiB. A worker gives 32 where it is less.
+    /// JavaScript heap, and as much again for buffers, MiB. A worker uses at least 32.
     pub heap_mib: u32,
     /// Outgoing calls.
     pub subrequests: u32,
@@ -151,35 +154,7 @@ impl Default for Perimeter {
     }
 }
 
-/// How an outgoing call travels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Scheme {
-    /// TLS.
-    Https,
-    /// In clear: never with a credential.
-    Http,
-}
-
-impl Scheme {
-    /// The port when none is given.
-    pub const fn default_port(self) -> u16 {
-        match self {
-            Self::Https => 443,
-            Self::Http => 80,
-        }
-    }
-
-    /// As in a URL.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Https => "https",
-            Self::Http => "http",
-        }
-    }
-}
-
-/// Where plain `fetch` may go, without a credential.
+/// A host that plain `fetch` may call, without a credential.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EgressRule {
@@ -189,10 +164,10 @@ pub struct EgressRule {
     pub host: HostName,
     /// Port.
     pub port: u16,
-    /// Methods; empty means every one.
+    /// Methods; an empty list means every method.
     #[serde(default)]
     pub methods: Vec<Method>,
-    /// Paths; empty means every one.
+    /// Paths; an empty list means every path.
     #[serde(default)]
     pub paths: Vec<PathPattern>,
     /// PEM of the certificate authority to trust for this host instead of the node's own.
@@ -203,24 +178,24 @@ pub struct EgressRule {
 /// Why a release was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReleaseError {
-    /// Not a release.
+    /// The bytes are not a release.
     #[error("{0}")]
     Format(String),
-    /// Something in it makes no sense.
+    /// The release is inconsistent.
     #[error("{0}")]
     Flaw(String),
 }
 
 impl Release {
-    /// Its bytes, whose SHA-256 is its name.
+    /// The bytes, whose SHA-256 is the release's name.
     pub fn to_bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("plain data with text as keys is JSON")
     }
 
-    /// From bytes that anybody may have sent.
+    /// Parses bytes from an untrusted sender.
     ///
     /// # Errors
-    /// Too large, no release, or one that makes no sense.
+    /// The bytes are too large, not a release, or inconsistent.
     pub fn parse(bytes: &[u8]) -> Result<Self, ReleaseError> {
         if bytes.len() > MAX_RELEASE_BYTES {
             return Err(ReleaseError::Format(format!(
@@ -235,7 +210,7 @@ impl Release {
             .map_or(Ok(release), |flaw| Err(ReleaseError::Flaw(flaw)))
     }
 
-    /// What is wrong with it in itself, if anything.
+    /// The inconsistency of the release, if any.
     pub fn flaw(&self) -> Option<String> {
         let counts = [
             ("hosts", self.hosts.len(), MAX_HOSTS),
@@ -307,8 +282,9 @@ impl Release {
             .filter(|host| !tenant.hosts.iter().any(|pattern| pattern.covers(host)))
     }
 
-    /// The hosts and ports that the release declares, in a rule or a credential slot, and that the tenant's egress ceiling
-    /// does not allow. Whether a host's addresses are in a private network shows only when a call resolves it.
+    /// The hosts and ports that the release declares, in a rule or a credential slot, beyond the
+    /// tenant's egress ceiling. Whether a host's addresses are in a private network is known only
+    /// when a call resolves it.
     pub fn egress_outside<'a>(
         &'a self,
         ceiling: &'a EgressCeiling,
@@ -320,7 +296,7 @@ impl Release {
             .filter(|(host, port)| !ceiling.allows(host, *port))
     }
 
-    /// The limits over the tenant's ceilings: the name of each, what is asked, what is allowed.
+    /// The limits that exceed the tenant's ceilings: name, requested value, ceiling.
     pub fn limits_over(
         &self,
         ceilings: &Ceilings,

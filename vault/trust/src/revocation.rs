@@ -1,4 +1,4 @@
-//! Revoked nodes: the root's list, which the holder of the online key cannot take back.
+//! Revoked nodes: the root's list, which the holder of the online key cannot withdraw.
 
 use std::collections::BTreeMap;
 
@@ -8,30 +8,31 @@ use crate::Seconds;
 use crate::id::FleetId;
 use crate::key::PublicKey;
 use crate::name::Name;
-use crate::statement::{Statement, version_flaw};
+use crate::payload::{Statement, version_flaw};
+use crate::statement::MAX_FLEET_POOLS;
 
-/// Most revoked nodes of a fleet: as many as a fleet has members. With all of them and every pool
-/// the list takes 800 KB in its envelope, which is less than the largest.
+/// Most revoked nodes of a fleet, which is the number of members that it may have. With all of them
+/// and every pool the list takes 800 KB in its envelope, which is less than the largest.
 pub const MAX_REVOKED_NODES: usize = 10_000;
 /// Most pools in the list.
-pub const MAX_EXPOSED_POOLS: usize = crate::judge::MAX_POOLS_HELD;
+pub const MAX_EXPOSED_POOLS: usize = MAX_FLEET_POOLS;
 
-/// The nodes that are no longer members, and what they know. Signed by the root. Only the newest
-/// version counts. It does not expire: the end of a withdrawal would undo it.
+/// The nodes that are no longer members, and the keys that they know. Signed by the root. Only the
+/// newest version counts. The list does not expire, because that would undo the revocations.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Revocations {
     /// The fleet.
     pub fleet: FleetId,
-    /// Only rises.
+    /// Version; it only rises.
     pub version: u64,
     /// Keys of the revoked nodes, ascending. A node that joins again makes a new key.
     pub nodes: Vec<PublicKey>,
-    /// For each pool the newest epoch whose key a revoked node was given. Nothing is sealed to this
+    /// For each pool, the newest epoch whose key a revoked node has got. Nothing is sealed to this
     /// epoch or an older one any more.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub exposed: BTreeMap<Name, u64>,
-    /// When it was signed.
+    /// When the list was signed.
     pub issued: Seconds,
 }
 
@@ -48,7 +49,7 @@ impl Revocations {
             .is_some_and(|exposed| epoch <= *exposed)
     }
 
-    /// Adds a node and the newest epoch of its pool that it was given, if any.
+    /// Adds a node, and the newest epoch of its pool that it has got, if any.
     pub fn revoke(&mut self, node: PublicKey, pool: &Name, epoch: Option<u64>) {
         if let Err(at) = self.nodes.binary_search(&node) {
             self.nodes.insert(at, node);

@@ -1,27 +1,19 @@
-//! Sealing to an X-Wing key: HPKE base mode, single shot (RFC 9180, section 6.1), KEM X-Wing (draft-connolly-cfrg-xwing-kem,
-//! id 0x647a), KDF HKDF-SHA256, AEAD ChaCha20-Poly1305. One encapsulation seals one value, so no nonce is ever used twice.
+//! Sealing to an X-Wing key: HPKE base mode, single shot (RFC 9180, section 6.1). Each encapsulation
+//! seals a single value, so no nonce is ever used twice.
 
-use hpke::aead::ChaCha20Poly1305;
-use hpke::kdf::HkdfSha256;
-use hpke::kem::XWing;
 use hpke::rand_core::{TryCryptoRng, TryRng};
 use hpke::{Deserializable as _, OpModeS, Serializable as _};
 
 use crate::key::SealingKey;
 
-/// The key encapsulation of every sealed value.
-pub type Kem = XWing;
-/// The key derivation of every sealed value.
-pub type Kdf = HkdfSha256;
-/// The cipher of every sealed value.
-pub type Aead = ChaCha20Poly1305;
+pub use crate::suite::{Aead, Kdf, Kem};
 
 /// Length of an encapsulated key, bytes.
 pub const ENCAPSULATED_BYTES: usize = 1120;
 /// What the cipher adds to a value, bytes.
 pub const TAG_BYTES: usize = 16;
 
-/// Sealing failed; nothing about why is useful to anybody.
+/// Sealing failed; the reason would be of no use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the value could not be sealed to this key")]
 pub struct SealError;
@@ -35,7 +27,8 @@ pub struct Sealed {
     pub ciphertext: Vec<u8>,
 }
 
-/// Seals `value` to `key`. `info` names the purpose, `aad` binds the value to its place; the opener must have both the same.
+/// Seals `value` to `key`. `info` names the purpose, `aad` binds the value to its place; the opener
+/// needs the same values of both.
 pub fn seal(
     key: &SealingKey,
     info: &[u8],
@@ -59,7 +52,7 @@ pub fn seal(
     })
 }
 
-/// The caller's random bytes as the generator that `hpke` asks for.
+/// The caller's random bytes as the generator for `hpke`.
 struct Source<'a>(crate::Random<'a>);
 
 impl TryRng for Source<'_> {

@@ -1,4 +1,4 @@
-//! Secrets: a value sealed to a pool, with the limits of where it may ever go.
+//! Secrets: a value sealed to a pool, with limits on where it may be sent.
 
 use std::fmt;
 
@@ -10,9 +10,11 @@ use crate::host::HostName;
 use crate::id::{Digest, FleetId, TenantId};
 use crate::name::{Identifier, Name};
 use crate::path::{Method, PathPattern};
-use crate::release::{Scheme, SlotKind};
+use crate::payload::MAX_VERSION;
+use crate::scheme::Scheme;
 use crate::seal::{ENCAPSULATED_BYTES, SealError, TAG_BYTES, seal};
-use crate::statement::{MAX_VERSION, Pool};
+use crate::slot::SlotKind;
+use crate::statement::Pool;
 
 /// Largest value, bytes.
 pub const MAX_VALUE_BYTES: usize = 64 * 1024;
@@ -22,54 +24,54 @@ pub const MAX_SECRET_BYTES: usize = 160 * 1024;
 pub const MAX_LIMITS: usize = 64;
 /// Longest name of a slot in a secret's limits, bytes.
 const MAX_SLOT_NAME_BYTES: usize = 64;
-/// What HPKE is told that a secret is.
+/// The HPKE info string of a secret.
 pub const SECRET_INFO: &[u8] = b"casemate secret v1";
 
-/// Where a secret may ever go. A release's slot narrows this and never widens it.
+/// Limits on where a secret may be sent. A release's slot can narrow them and never widen them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SecretLimits {
     /// Hosts; at least one.
     pub hosts: Vec<HostName>,
-    /// Ports of each of the hosts; empty means 443 only.
+    /// Ports of each host; an empty list means 443 only.
     #[serde(default)]
     pub ports: Vec<u16>,
-    /// Methods; empty means every one.
+    /// Methods; an empty list means every method.
     #[serde(default)]
     pub methods: Vec<Method>,
-    /// Paths; empty means every one.
+    /// Paths; an empty list means every path.
     #[serde(default)]
     pub paths: Vec<PathPattern>,
-    /// Kinds of slot; empty means every one.
+    /// Kinds of slot; an empty list means every kind.
     #[serde(default)]
     pub slots: Vec<SlotKind>,
-    /// Names of the header or the query parameter that it goes into (`authorization` for bearer and basic slots);
-    /// empty means every name.
+    /// Names of the header or query parameter that may hold it (`authorization` for bearer and
+    /// basic slots); an empty list means every name.
     #[serde(default)]
     pub names: Vec<String>,
-    /// Digest of the certificate authority ([`crate::authority::CaPem::digest`]) that the slot must name; without it
-    /// the slot must name none, and the node's own are trusted.
+    /// Digest of the certificate authority ([`crate::authority::CaPem::digest`]) that the slot must
+    /// name; `None`: the slot must name none, and the node's own authorities are trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<Digest>,
-    /// What happens when an upstream sends the secret back.
+    /// What happens when an upstream returns the secret.
     #[serde(default)]
     pub reflection: Reflection,
 }
 
-/// What the vault does with a secret that an upstream keeps sending back.
+/// What the vault does with a secret that an upstream keeps returning.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reflection {
-    /// Each match is replaced and counted; after a few the credential stops.
+    /// Each match is replaced and counted; after a few matches the credential stops.
     #[default]
     Refuse,
-    /// Each match is replaced and never counted, for upstreams that echo by design. The function can then test guesses
-    /// of the secret without end.
+    /// Each match is replaced and never counted, for upstreams that echo by design. The function
+    /// can then test guesses of the secret without limit.
     Scrub,
 }
 
 impl Reflection {
-    /// As in JSON.
+    /// The name in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Refuse => "refuse",
@@ -101,7 +103,7 @@ impl SecretLimits {
         }
     }
 
-    /// The ports that the secret may go to, for people.
+    /// The ports that the secret may be sent to, for people.
     pub fn ports_text(&self) -> String {
         let ports: Vec<_> = self.ports.iter().map(ToString::to_string).collect();
         match ports.is_empty() {
@@ -111,7 +113,7 @@ impl SecretLimits {
     }
 }
 
-/// What a sealed value is bound to.
+/// The place that a sealed value is bound to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretPlace {
     /// The fleet.
@@ -120,20 +122,20 @@ pub struct SecretPlace {
     pub tenant: TenantId,
     /// Name.
     pub name: Identifier,
-    /// Its own version.
+    /// The secret's own version.
     pub version: u64,
     /// The pool that it is sealed to.
     pub pool: Name,
     /// The pool's key epoch.
     pub epoch: u64,
-    /// Where it may go.
+    /// Where it may be sent.
     pub limits: SecretLimits,
 }
 
-/// A sealed secret as it travels, named by the digest of its bytes.
+/// A sealed secret in transit, named by the digest of its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Secret {
-    /// What it is bound to.
+    /// The place that it is bound to.
     #[serde(flatten)]
     pub place: SecretPlace,
     /// HPKE's encapsulated key.
@@ -147,18 +149,18 @@ pub struct Secret {
 /// Why a secret or its value was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SecretError {
-    /// Not a secret object.
+    /// The bytes are not a secret object.
     #[error("{0}")]
     Format(String),
     /// The value is empty or too long.
     #[error("expected a value of 1 to {MAX_VALUE_BYTES} bytes, got {0}")]
     ValueLength(usize),
-    /// The value holds a byte that would break a header.
+    /// The value contains a byte that would break a header.
     #[error("the value has {what} at byte {at}: no header can carry that")]
     ValueByte {
-        /// Which byte.
+        /// The byte.
         what: &'static str,
-        /// Where, counted from 0.
+        /// Its position, counted from 0.
         at: usize,
     },
     /// Sealing failed.
@@ -166,11 +168,11 @@ pub enum SecretError {
     Seal(#[from] SealError),
 }
 
-/// A value in clear, wiped when dropped. It has no `Debug` that shows it and no `Clone`.
+/// A value in clear, wiped when dropped. It has no `Debug` and no `Clone`.
 pub struct SecretValue(Zeroizing<Vec<u8>>);
 
 impl SecretValue {
-    /// From what a person typed or a file held. One final line break is an editor's, not the secret's.
+    /// Parses a typed value or a file. One final line break is dropped, because editors add it.
     ///
     /// # Errors
     /// Empty, over [`MAX_VALUE_BYTES`], or with CR, LF or NUL.
@@ -212,8 +214,8 @@ impl fmt::Debug for SecretValue {
 }
 
 impl SecretPlace {
-    /// What HPKE authenticates beside the value: every field, length-prefixed. Both types are taken apart by name, so
-    /// that a new field cannot be left out.
+    /// The additional data for HPKE: every field, length-prefixed. Both types are destructured by
+    /// name, so that a new field cannot be forgotten.
     pub fn aad(&self) -> Vec<u8> {
         let Self {
             fleet,
@@ -252,7 +254,7 @@ impl SecretPlace {
             .bytes()
     }
 
-    /// What is wrong with it in itself, if anything.
+    /// The inconsistency of the place, if any.
     pub fn flaw(&self) -> Option<String> {
         let SecretLimits {
             hosts,
@@ -294,7 +296,7 @@ impl SecretPlace {
     }
 }
 
-/// Whether a header or a query parameter that a slot can fill may have this name.
+/// Whether a header or query parameter that a slot can fill may have this name.
 fn is_slot_name(name: &str) -> bool {
     (1..=MAX_SLOT_NAME_BYTES).contains(&name.len())
         && name
@@ -306,7 +308,7 @@ impl Secret {
     /// Seals a value to the pool's key.
     ///
     /// # Errors
-    /// The place makes no sense, or sealing failed.
+    /// The place is inconsistent, or sealing failed.
     pub fn seal(
         place: SecretPlace,
         pool: &Pool,
@@ -330,15 +332,15 @@ impl Secret {
         })
     }
 
-    /// Its bytes, whose SHA-256 is its name.
+    /// The bytes, whose SHA-256 is the secret's name.
     pub fn to_bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("plain data with text as keys is JSON")
     }
 
-    /// From bytes that anybody may have sent.
+    /// Parses bytes from an untrusted sender.
     ///
     /// # Errors
-    /// Too large, no secret, or one that makes no sense.
+    /// The bytes are too large, not a secret, or inconsistent.
     pub fn parse(bytes: &[u8]) -> Result<Self, SecretError> {
         if bytes.len() > MAX_SECRET_BYTES {
             return Err(SecretError::Format(format!(

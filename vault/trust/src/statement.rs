@@ -1,20 +1,21 @@
-//! Statements: what the fleet's root and the tenants say, each the payload of a DSSE envelope.
+//! Statements of the fleet's root and of the tenants, each the payload of a DSSE envelope.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::Seconds;
-use crate::dsse::Envelope;
+use crate::encoding::Canonical;
 use crate::freshness::FreshnessDemand;
 use crate::host::HostPattern;
-use crate::id::{Digest, FleetId, TenantId};
-use crate::key::{PublicKey, SealingKey, SigningKey};
+use crate::id::{Digest, FleetId, TenantId, sha256};
+use crate::key::{PublicKey, SealingKey};
 use crate::name::{Identifier, Name};
 use crate::note::{self, Note};
+use crate::payload::{span_flaw, version_flaw};
 
 pub use crate::ceiling::{Ceilings, EgressCeiling, MIN_MEMORY_MIB};
+pub use crate::payload::{MAX_VERSION, Statement};
 
 /// Most keys in a key set.
 pub const MAX_KEYS: usize = 16;
@@ -28,80 +29,21 @@ pub const MAX_SECRETS: usize = 1000;
 pub const MAX_FALLBACKS: usize = 8;
 /// Most pools of a function or a secret.
 pub const MAX_POOLS: usize = 64;
-/// Largest version: what JSON readers everywhere hold exactly, and far from where adding one overflows.
-pub const MAX_VERSION: u64 = (1 << 53) - 1;
+/// Most pools of a fleet.
+pub const MAX_FLEET_POOLS: usize = 1000;
 
-/// A payload that can be signed.
-pub trait Statement: Serialize + DeserializeOwned {
-    /// The payload type in its envelope.
-    const TYPE: &'static str;
-
-    /// What is wrong with it in itself, if anything.
-    fn flaw(&self) -> Option<String>;
-
-    /// Signs it.
-    fn sign(&self, keys: &[&SigningKey]) -> Envelope {
-        Envelope::sign(
-            Self::TYPE,
-            serde_json::to_vec(self).expect("plain data with text as keys is JSON"),
-            keys,
-        )
-    }
-
-    /// What an envelope says, unverified: only to find out whose keys to check with.
-    ///
-    /// # Errors
-    /// Another type, not such a statement, or a flaw in itself.
-    fn read(envelope: &Envelope) -> Result<Self, String> {
-        if envelope.payload_type() != Self::TYPE {
-            let hint = if is_other_version(Self::TYPE, envelope.payload_type()) {
-                OF_NEWER
-            } else {
-                ""
-            };
-            return Err(format!(
-                "expected {}, got {:?}{hint}",
-                Self::TYPE,
-                crate::name::excerpt(envelope.payload_type())
-            ));
-        }
-        let statement: Self =
-            serde_json::from_slice(envelope.unverified_payload()).map_err(|error| {
-                let error = error.to_string();
-                let hint = if error.starts_with("unknown ") {
-                    OF_NEWER
-                } else {
-                    ""
-                };
-                error + hint
-            })?;
-        statement.flaw().map_or(Ok(statement), Err)
-    }
-}
-
-/// What is said to whoever reads what a newer program has signed.
-const OF_NEWER: &str = "; a newer casemate has signed this: upgrade the program that refuses it";
-
-/// Whether two payload types are versions of the same statement.
-fn is_other_version(one: &str, other: &str) -> bool {
-    let stem = |payload_type: &str| {
-        let (stem, version) = payload_type.strip_suffix("+json")?.rsplit_once(".v")?;
-        version.parse::<u32>().ok().map(|_| stem.to_owned())
-    };
-    stem(one).is_some_and(|one| stem(other) == Some(one))
-}
-
-/// The fleet's root keys. Version n + 1 is signed by itself and by version n; the fleet's id is the first one's digest.
+/// The fleet's root keys. Version n + 1 is signed by its own keys and by those of version n; the
+/// fleet's id is the digest of the first one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Root {
-    /// Counts up by one.
+    /// Version; it rises by one.
     pub version: u64,
     /// Root keys.
     pub keys: Vec<PublicKey>,
-    /// How many must sign.
+    /// Number of keys that must sign.
     pub threshold: u32,
-    /// When it was signed.
+    /// When the root was signed.
     pub issued: Seconds,
     /// Until when it is accepted.
     pub expires: Seconds,
@@ -113,7 +55,7 @@ pub struct Root {
 pub struct OnlineKey {
     /// The fleet.
     pub fleet: FleetId,
-    /// Only rises.
+    /// Version; it only rises.
     pub version: u64,
     /// Signs leases.
     pub liveness: PublicKey,
@@ -121,13 +63,13 @@ pub struct OnlineKey {
     pub quic: PublicKey,
     /// Key of the API's self-signed certificate.
     pub api: PublicKey,
-    /// When it was signed.
+    /// When the statement was signed.
     pub issued: Seconds,
     /// Until when it is accepted.
     pub expires: Seconds,
 }
 
-/// A pool of nodes and the key that its secrets are sealed to. Signed by the root.
+/// A pool of nodes and the key to which its secrets are sealed. Signed by the root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pool {
@@ -135,62 +77,64 @@ pub struct Pool {
     pub fleet: FleetId,
     /// Name.
     pub name: Name,
-    /// Rises with each new key.
+    /// The epoch, which rises with each new key.
     pub epoch: u64,
     /// X-Wing public key.
     pub public_key: SealingKey,
-    /// When it was signed.
+    /// When the statement was signed.
     pub issued: Seconds,
     /// Until when secrets of this epoch are sealed and opened.
     pub expires: Seconds,
 }
 
-/// A set of keys and how many of them must sign.
+/// A set of keys, and the number of them that must sign.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeySet {
     /// Keys.
     pub keys: Vec<PublicKey>,
-    /// How many must sign.
+    /// Number of keys that must sign.
     pub threshold: u32,
 }
 
-/// A tenant: who signs for it and what it may have. Signed by the root, or, when only its keys change, by the threshold of
-/// the keys before.
+/// A tenant: its keys and its ceilings. Signed by the root, or, if only its keys change, by the
+/// threshold of the earlier keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tenant {
     /// The fleet.
     pub fleet: FleetId,
-    /// [`TenantId::derive`] of fleet, name and genesis keys: checked, never believed.
+    /// [`TenantId::derive`] of fleet, name and genesis keys: always checked.
     pub id: TenantId,
     /// Name, for people.
     pub name: Name,
-    /// Only rises.
+    /// Version; it only rises.
     pub version: u64,
     /// The first keys.
     pub genesis: KeySet,
-    /// The keys now.
+    /// The present keys.
     #[serde(rename = "keys")]
     pub current: KeySet,
-    /// When the root admitted the tenant, the same in each of its statements: of two tenants with the same host, the
-    /// one that was admitted first has it. Statements from before this member existed have none and come first.
+    /// When the root admitted the tenant, the same in each of its statements: of two tenants with
+    /// the same host, the one that was admitted first owns it. Statements from before this member
+    /// have none and come first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admitted: Option<Seconds>,
     /// Hosts that its functions may answer for.
     pub hosts: Vec<HostPattern>,
     /// Ceilings.
     pub ceilings: Ceilings,
-    /// Where its functions may call at most; without it, wherever their releases declare.
+    /// Where its functions may call at most; `None`: wherever their releases declare.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub egress: Option<EgressCeiling>,
-    /// When it was signed.
+    /// When the statement was signed.
     pub issued: Seconds,
     /// Until when its credentials are used.
     pub expires: Seconds,
 }
 
-/// A tenant's whole word: only what the newest one lists runs or is injected. Signed by the threshold of its keys.
+/// Everything that a tenant wants: only what the newest manifest lists runs or is injected. Signed
+/// by the threshold of its keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -200,19 +144,20 @@ pub struct Manifest {
     pub tenant: TenantId,
     /// Version of the `Tenant` statement that the signer knew.
     pub tenant_version: u64,
-    /// Only rises.
+    /// Version; it only rises.
     pub version: u64,
-    /// What runs.
+    /// The functions to run.
     pub functions: BTreeMap<Name, Wanted>,
-    /// What may be injected: for each secret, for each pool, the digest of the sealed object.
+    /// The secrets that may be injected: for each secret and each pool, the digest of the sealed
+    /// object.
     pub secrets: BTreeMap<Identifier, BTreeMap<Name, Digest>>,
-    /// How long its credentials are used without a renewal; without a demand, until it expires.
+    /// How long its credentials may be used without a renewal; `None`: until it expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub freshness: Option<FreshnessDemand>,
-    /// Where the releases that it lists come from.
+    /// Notes on the listed releases.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub notes: BTreeMap<Digest, Note>,
-    /// When it was signed.
+    /// When the manifest was signed.
     pub issued: Seconds,
     /// Until when its credentials are used.
     pub expires: Seconds,
@@ -262,17 +207,8 @@ impl KeySet {
     }
 }
 
-pub(crate) fn version_flaw(version: u64) -> Option<String> {
-    (!(1..=MAX_VERSION).contains(&version))
-        .then(|| format!("expected a version from 1 to 2^53 - 1, got {version}"))
-}
-
-pub(crate) fn span_flaw(issued: Seconds, expires: Seconds) -> Option<String> {
-    (expires <= issued).then(|| format!("it expires ({expires}) before it is issued ({issued})"))
-}
-
 impl Root {
-    /// Its keys as a set.
+    /// The keys as a set.
     pub fn key_set(&self) -> KeySet {
         KeySet {
             keys: self.keys.clone(),
@@ -307,8 +243,22 @@ impl Statement for Pool {
     }
 }
 
+impl TenantId {
+    /// Derives the id of the tenant with these first keys. A statement with another id is refused,
+    /// so not even the root can put other keys under an existing id.
+    pub fn derive(fleet: FleetId, name: &Name, keys: &[PublicKey], threshold: u32) -> Self {
+        let mut keys: Vec<_> = keys.iter().map(PublicKey::as_bytes).collect();
+        keys.sort_unstable();
+        let bytes = Canonical::new("casemate tenant v1")
+            .part(&fleet.0)
+            .part(name.as_str().as_bytes());
+        let bytes = bytes.number(threshold.into()).list(keys.into_iter());
+        Self(sha256(&bytes.bytes()))
+    }
+}
+
 impl Tenant {
-    /// The first statement of a tenant, which is admitted when that is issued.
+    /// The first statement of a tenant, which is admitted at the time of its signature.
     pub fn first(
         fleet: FleetId,
         name: Name,
@@ -334,7 +284,7 @@ impl Tenant {
         }
     }
 
-    /// Whether `next` differs in nothing but keys and dates: then the tenant may sign it itself.
+    /// Whether `next` differs only in keys and dates: then the tenant may sign it itself.
     pub(crate) fn only_keys_change(&self, next: &Self) -> bool {
         let keys_apart = |tenant: &Self| Self {
             version: 0,
@@ -418,40 +368,5 @@ impl Statement for Manifest {
             .or(freshness)
             .or_else(|| note::flaw(&self.notes))
             .or_else(|| span_flaw(self.issued, self.expires))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn refusal(payload_type: &str, payload: &str) -> String {
-        let envelope = Envelope::sign(payload_type, payload.as_bytes().to_vec(), &[]);
-        Root::read(&envelope).unwrap_err()
-    }
-
-    #[test]
-    fn what_a_newer_program_has_signed_is_refused_by_that_name() {
-        let root = r#"{"version":1,"keys":[],"threshold":1,"issued":1,"expires":2,"later":true}"#;
-        let later = refusal(Root::TYPE, root);
-        assert!(
-            later.contains("`later`") && later.ends_with(OF_NEWER),
-            "{later}"
-        );
-        let version = refusal("application/vnd.casemate.root.v2+json", "{}");
-        assert!(
-            version.contains(Root::TYPE) && version.ends_with(OF_NEWER),
-            "{version}"
-        );
-        for other in [
-            Pool::TYPE,
-            "application/vnd.casemate.root.vx+json",
-            "root",
-            "",
-        ] {
-            let text = refusal(other, "{}");
-            assert!(!text.ends_with(OF_NEWER), "{text}");
-        }
-        assert!(!refusal(Root::TYPE, "{").ends_with(OF_NEWER));
     }
 }

@@ -1,20 +1,20 @@
-//! What a judge takes for each tenant.
+//! Memory that a judge needs for each tenant.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
-#![allow(clippy::print_stdout, reason = "a test says what it measured")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![allow(clippy::print_stdout, reason = "prints what was measured")]
 
 use casemate_trust::id::{FleetId, TenantId};
 use casemate_trust::judge::{Judge, MAX_TENANTS, Memory, no_objects};
 use casemate_trust::key::SigningKey;
 use casemate_trust::statement::{KeySet, Manifest, Statement as _, Tenant};
 
-/// As many as are ever remembered may take this, bytes.
+/// Memory for the most tenants that are remembered, bytes.
 const MOST_BYTES: usize = 200_000_000;
-/// A tenth of them is measured.
+/// One part in so many of them is measured.
 const PART: usize = 10;
 const FAR: u64 = 4_000_000_000;
 
-/// Memory of this process that is there, bytes.
+/// Resident memory of this process, bytes.
 fn resident() -> usize {
     let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
     let line = text

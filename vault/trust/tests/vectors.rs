@@ -1,7 +1,7 @@
 //! Published vectors: X-Wing (draft-connolly-cfrg-xwing-kem, appendix C), HPKE (RFC 9180, appendix A.2.1), Ed25519
 //! (Wycheproof).
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use casemate_trust::id::Digest;
 use casemate_trust::key::{PublicKey, SealingKey};

@@ -38,7 +38,8 @@ pub struct FreshnessRequire {
     /// How long credentials are used after freshness was last renewed, from 60s to 30d
     #[arg(long, value_name = "TIME", value_parser = max_age)]
     pub max_age: u64,
-    /// The public key that `casemate freshness key` printed: it may renew freshness too [default: the one of before]
+    /// The public key that `casemate freshness key` printed: it may renew freshness too [default:
+    /// the earlier one]
     #[arg(long, value_name = "PUBLIC_KEY", conflicts_with = "no_key")]
     pub key: Option<PublicKey>,
     /// Only the tenant's keys renew freshness from now on

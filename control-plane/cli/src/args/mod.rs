@@ -21,7 +21,8 @@ pub use tenant::{
     SecretPut, SecretRemove, Signing, SlotKind, Template, Versions, Whose,
 };
 
-/// Who a command is for, in the order of the help text. Every command is in one group: a test says so.
+/// Whom a command is for, in the order of the help text. A test checks that every command is in
+/// exactly one group.
 const GROUPS: &[(&str, &[&str])] = &[
     (
         "Your function (tenant)",
@@ -125,9 +126,9 @@ pub enum Command {
     Logs(Logs),
     /// Go back to an earlier release
     Rollback(Rollback),
-    /// Sign the manifest anew before it expires; needs no secret
+    /// Sign the manifest again before it expires; needs no secret
     Renew(Renew),
-    /// Stop credentials unless somebody confirms in time that no newer manifest exists
+    /// Stop credentials unless a key holder confirms in time that no newer manifest exists
     #[command(subcommand)]
     Freshness(Freshness),
     /// Forget earlier releases of a function, so that their bundles take no storage
@@ -154,7 +155,7 @@ pub enum Command {
     Token(Token),
     /// Who changed what, as a chain of hashes
     Audit(Audit),
-    /// Everything that expires, what expires first at the top
+    /// Everything that expires, the earliest first
     Expiry,
     /// Connect this home to a control plane that you know by its fingerprint
     Login(Login),
@@ -201,7 +202,7 @@ pub struct ProjectFolder {
 /// A span of time such as 90s, 30m, 1h or 2d.
 ///
 /// # Errors
-/// It is none.
+/// The text is not a span of time.
 pub fn seconds(text: &str) -> Result<u64, String> {
     let wrong = || format!("expected a time such as 90s, 30m, 1h or 2d, got {text:?}");
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -231,7 +232,7 @@ pub fn span(secs: u64) -> String {
     )
 }
 
-/// The parser, with the commands grouped by who they are for.
+/// The parser, with the commands grouped by whom they are for.
 pub fn command() -> clap::Command {
     let command = Cli::command();
     let width = command

@@ -19,11 +19,11 @@ use super::{Lifetime, NewKey, seconds};
 pub enum Fleet {
     /// Make the root key, sign the control plane's keys, make the first pool
     Init(FleetInit),
-    /// Sign the control plane's keys anew: before they expire, or when it was set up again
+    /// Sign the control plane's keys again: before they expire, or after it was set up again
     Online(FleetOnline),
     /// Hand everything that the root has signed to the control plane
     Publish(FleetPublish),
-    /// Replace the root's key: the root signs its successor, which signs everything anew
+    /// Replace the root's key: the root signs its successor, which signs everything again
     RotateRoot,
 }
 
@@ -70,9 +70,9 @@ pub enum Tenant {
     Key(TenantKey),
     /// Operator: admit a tenant by the public key that it gave you
     Add(TenantAdd),
-    /// Who has been admitted
+    /// List the admitted tenants
     List,
-    /// One tenant: keys, hosts, limits
+    /// Show one tenant: keys, hosts, limits
     Show {
         /// The tenant's name
         name: Name,
@@ -83,7 +83,7 @@ pub enum Tenant {
     Update(TenantUpdate),
     /// Replace a tenant's keys: the tenant by its earlier ones, the operator by the root
     Rekey(TenantRekey),
-    /// Operator: no host leads to a tenant's functions any more, and nobody signs for it
+    /// Operator: remove a tenant: no host leads to its functions any more, and no key signs for it
     Remove(TenantRemove),
 }
 
@@ -166,7 +166,7 @@ pub struct TenantUpdate {
     /// Where its functions may call at most; each list that is named replaces the earlier one
     #[command(flatten)]
     pub egress: EgressLimits,
-    /// Take the egress ceiling away: the node's `private_addresses` hold again
+    /// Remove the egress ceiling: the node's `private_addresses` hold again
     #[arg(long, conflicts_with_all = ["egress_hosts", "egress_ports", "private_networks"])]
     pub no_egress_ceiling: bool,
 }
@@ -371,7 +371,7 @@ pub struct TokenCreate {
     /// What it may do
     #[arg(long, value_enum)]
     pub scope: TokenScope,
-    /// Whose it is, for scope tenant
+    /// The tenant, for scope tenant
     #[arg(long, value_name = "NAME", required_if_eq("scope", "tenant"))]
     pub tenant: Option<Name>,
     /// What it is for, in words
@@ -392,7 +392,7 @@ pub struct TokenCreate {
 /// What a token may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum TokenScope {
-    /// Everything but speaking for a tenant
+    /// Everything but acting as a tenant
     Operator,
     /// One tenant's manifests, secrets and logs
     Tenant,
@@ -403,7 +403,7 @@ pub enum TokenScope {
 /// `casemate audit`
 #[derive(Debug, Args)]
 pub struct Audit {
-    /// Compute the chain of hashes anew; it must contain what was verified here before
+    /// Compute the chain of hashes again; it must contain what was verified here before
     #[arg(long)]
     pub verify: bool,
     /// How many of the newest records
@@ -418,7 +418,7 @@ pub enum Image {
     Build(ImageBuild),
     /// Sign an image for the machines of the given pools, and upload it
     Push(ImagePush),
-    /// The newest of each pool
+    /// List the newest image of each pool
     List,
 }
 
@@ -434,7 +434,7 @@ pub struct ImagePush {
     /// Allow an image without a Secure Boot signature: for machines without Secure Boot and without a TPM
     #[arg(long)]
     pub unsigned: bool,
-    /// How long machines accept it that have not yet
+    /// How long machines that do not run it yet accept it
     #[command(flatten)]
     pub lifetime: Lifetime,
 }
@@ -445,7 +445,7 @@ pub struct ImageBuild {
     /// The kind of machine
     #[arg(long, value_name = "NAME", default_value = "virtual-machine", value_parser = PossibleValuesParser::new(Profile::names()))]
     pub profile: String,
-    /// The folder with the node's programs [default: the one that casemate lies in]
+    /// The folder with the node's programs [default: the folder of casemate]
     #[arg(long, value_name = "DIR")]
     pub programs: Option<PathBuf>,
     /// The folder for what is made

@@ -55,7 +55,7 @@ pub struct Login {
     pub operator: bool,
 }
 
-/// Whose affairs.
+/// Which tenant a command is about.
 #[derive(Debug, Clone, Args)]
 pub struct Whose {
     /// The tenant [default: the one that this home's key signs for]
@@ -76,7 +76,7 @@ pub struct Signing {
     /// Seconds to wait until the nodes run it; 0 does not wait
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub wait: u64,
-    /// For whom
+    /// The tenant
     #[command(flatten)]
     pub whose: Whose,
 }
@@ -94,7 +94,7 @@ pub struct Deploy {
     /// Where casemate.toml is
     #[command(flatten)]
     pub project: ProjectFolder,
-    /// How it is signed
+    /// How the manifest is signed
     #[command(flatten)]
     pub signing: Signing,
 }
@@ -199,9 +199,10 @@ pub enum SlotKind {
 /// What happens when a host sends a secret back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Reflection {
-    /// It is replaced, and the third time within an hour the credential stops
+    /// The secret is replaced, and the third time within an hour the credential stops
     Refuse,
-    /// It is replaced, however often: for hosts that echo by design; a function can then try out guesses
+    /// The secret is replaced, however often: for hosts that echo by design; a function can then
+    /// guess the value by trial
     Scrub,
 }
 
@@ -223,7 +224,7 @@ pub struct Rollback {
 pub struct Versions {
     /// Only this function
     pub function: Option<Name>,
-    /// For whom
+    /// The tenant
     #[command(flatten)]
     pub whose: Whose,
 }
@@ -234,7 +235,7 @@ pub struct Doctor {
     /// Where casemate.toml is, if this is about a project
     #[command(flatten)]
     pub project: ProjectFolder,
-    /// For whom
+    /// The tenant
     #[command(flatten)]
     pub whose: Whose,
 }
@@ -255,7 +256,7 @@ pub struct Renew {
 pub struct Prune {
     /// The function
     pub function: Name,
-    /// Earlier releases that one can still go back to, the newest ones
+    /// How many earlier releases to keep, the newest ones
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub keep: usize,
     /// How it is signed
@@ -308,7 +309,7 @@ pub struct Logs {
     /// Only what happened on this node
     #[arg(long, value_name = "NODE")]
     pub node: Option<Name>,
-    /// For whom
+    /// The tenant
     #[command(flatten)]
     pub whose: Whose,
 }
@@ -316,14 +317,14 @@ pub struct Logs {
 /// A time, as it is typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// So many seconds ago.
+    /// This many seconds ago.
     Ago(u64),
     /// Unix milliseconds.
     At(u64),
 }
 
 impl Moment {
-    /// Unix milliseconds, by a clock that says `now_ms`.
+    /// The time in Unix milliseconds, where the clock shows `now_ms`.
     pub fn at_ms(self, now_ms: u64) -> u64 {
         match self {
             Self::Ago(secs) => now_ms.saturating_sub(secs.saturating_mul(1000)),

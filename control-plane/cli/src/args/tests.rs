@@ -62,7 +62,7 @@ fn no_option_takes_a_secret_value() {
     fn check(command: &clap::Command) {
         for arg in command.get_arguments() {
             let name = arg.get_id().as_str();
-            // `login --token` is for short-lived tokens and says what to use instead.
+            // `login --token` is for short-lived tokens; its help names the option to use instead.
             let allowed = command.get_name() == "login" && name == "token";
             let secret = ["secret", "password", "passphrase", "token"].contains(&name);
             assert!(allowed || !secret, "{name} would be in `ps`");
@@ -92,7 +92,7 @@ fn spans_of_time() {
 }
 
 #[test]
-fn a_span_is_told_as_it_is_typed() {
+fn a_span_is_shown_as_it_is_typed() {
     for text in ["60s", "90s", "1h", "25h", "90m", "2d"] {
         let secs = seconds(text).unwrap();
         assert_eq!(seconds(&span(secs)), Ok(secs));

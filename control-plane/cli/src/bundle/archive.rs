@@ -7,11 +7,11 @@ use crate::error::Error;
 /// Name and content of each file.
 pub type Files = BTreeMap<String, Vec<u8>>;
 
-/// Pack files in the order of their names, each with mode 0644, owner 0 and time 0, so that the same sources give the
-/// same digest on every machine.
+/// Pack files in the order of their names, each with mode 0644, owner 0 and time 0, so that the
+/// same sources give the same digest on every machine.
 ///
 /// # Errors
-/// A name is longer than the format can say.
+/// A name is longer than the format allows.
 pub fn pack(files: &Files) -> Result<Vec<u8>, Error> {
     let mut builder = tar::Builder::new(Vec::new());
     for (name, content) in files {

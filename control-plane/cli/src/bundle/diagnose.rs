@@ -6,8 +6,8 @@ use rolldown_error::{BuildDiagnostic, DiagnosticOptions, EventKind};
 
 use crate::error::{Code, Error};
 
-/// What Node.js has built in and a function has not. Without the `node:` prefix these may also be npm packages, so
-/// they are looked at only when nothing of that name is installed.
+/// Modules that Node.js has built in and a function does not have. Without the `node:` prefix these
+/// may also be npm packages, so they are looked at only when no package of that name is installed.
 #[rustfmt::skip]
 const NODE_BUILT_INS: &[&str] = &[
     "assert", "async_hooks", "buffer", "child_process", "cluster", "console", "constants", "crypto", "dgram",
@@ -15,7 +15,7 @@ const NODE_BUILT_INS: &[&str] = &[
     "os", "path", "perf_hooks", "process", "punycode", "querystring", "readline", "repl", "stream", "string_decoder",
     "sys", "timers", "tls", "trace_events", "tty", "url", "util", "v8", "vm", "wasi", "worker_threads", "zlib",
 ];
-/// How many complaints are shown; the first few are what helps.
+/// How many complaints are shown.
 const MAX_SHOWN: usize = 10;
 
 /// Renders complaints with paths relative to the project's folder.
@@ -53,7 +53,8 @@ impl Frames {
             .lines(lines)
     }
 
-    /// What does not stop the build. An import that was not found does: nothing would be there when it runs.
+    /// Complaints that do not stop the build. An import that was not found is not among them: it
+    /// stops the build, because the module would be missing at run time.
     pub(super) fn warnings(&self, complaints: &[BuildDiagnostic]) -> Result<Vec<String>, Error> {
         let unresolved =
             |complaint: &&BuildDiagnostic| matches!(complaint.kind(), EventKind::UnresolvedImport);
@@ -87,7 +88,7 @@ impl Frames {
             return vec![message];
         };
         let mut lines = vec![format!("{}: {message}", place.0)];
-        // For us nothing is external: what was not found is an error.
+        // A bundle has no external modules: an import that was not found is an error.
         let text = |line: &str| line.replace(", treating it as an external dependency", "");
         lines.extend(frame.filter(|line| !line.ends_with("─╯")).map(text));
         lines
@@ -111,21 +112,26 @@ impl Frames {
         let folder = self.options.cwd.display();
         match missing_import(complaint) {
             Some(Missing::NodeBuiltIn(_)) => {
-                "use web APIs (fetch, crypto.subtle, streams, URL), or a package that says it runs in browsers or \
-                 workers"
+                "use web APIs (fetch, crypto.subtle, streams, URL), or a package that says it runs \
+                 in browsers or workers"
                     .to_owned()
             }
             Some(Missing::Jsx(package)) => format!(
-                "JSX calls that package: run `npm install {package}` in {folder}, or name the library that you use as \
-                 `jsxImportSource` under `compilerOptions` in tsconfig.json"
+                "JSX calls that package: run `npm install {package}` in {folder}, or name the \
+                 library that you use as `jsxImportSource` under `compilerOptions` in tsconfig.json"
             ),
             Some(Missing::Package(package)) => format!(
-                "run `npm install` in {folder}, or `npm install {package}` if no package.json names it yet; if it is a name of \
-                 your own, define it as `paths` under `compilerOptions` in tsconfig.json"
+                "run `npm install` in {folder}, or `npm install {package}` if no package.json \
+                 names it yet; if it is a name of your own, define it as `paths` under \
+                 `compilerOptions` in tsconfig.json"
             ),
-            Some(Missing::File(_)) => "correct the path of the import, relative to the file that it is in".to_owned(),
+            Some(Missing::File(_)) => "correct the path of the import, relative to the file that \
+                 it is in"
+                .to_owned(),
             None if matches!(complaint.kind(), EventKind::UnresolvedEntry) => {
-                "correct `main` in casemate.toml: a path relative to the project's folder".to_owned()
+                "correct `main` in casemate.toml: a path relative to the project's \
+                 folder"
+                    .to_owned()
             }
             None => "correct this and run the command again".to_owned(),
         }
@@ -135,7 +141,7 @@ impl Frames {
 /// An import that leads nowhere.
 enum Missing {
     NodeBuiltIn(String),
-    /// That of the library whose functions JSX becomes calls of.
+    /// The import of the library whose functions JSX elements are compiled to.
     Jsx(String),
     Package(String),
     File(String),

@@ -1,6 +1,6 @@
-//! Whether the nodes' V8 can parse what the bundler made. The bundler passes on syntax that it does not lower (decorators of
-//! the newer proposal, JSX that `tsconfig.json` preserves), and turns sloppy scripts into strict modules: such a bundle would
-//! be a `SyntaxError` at its first request.
+//! Checks that the nodes' V8 can parse the bundler's output. The bundler passes on syntax that it
+//! does not lower (decorators of the newer proposal, JSX that `tsconfig.json` preserves), and turns
+//! sloppy scripts into strict modules: such a bundle would be a `SyntaxError` at its first request.
 
 use oxc::allocator::Allocator;
 use oxc::ast::ast::{
@@ -19,7 +19,7 @@ use crate::error::{Code, Error};
 /// How many places are shown.
 const MAX_SHOWN: usize = 10;
 
-/// What V8 does not parse.
+/// Syntax that V8 does not parse.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
     Decorator,
@@ -51,7 +51,8 @@ struct Place {
 /// Refuses a module that V8 cannot parse.
 ///
 /// # Errors
-/// The places with file, line, column and the line itself, and what to do about the first.
+/// V8 cannot parse the module. The error lists the places with file, line, column and the line
+/// itself, and the next step for the first of them.
 pub(super) fn check(chunk: &OutputChunk) -> Result<(), Error> {
     let findings = findings(&chunk.code);
     let Some(first) = findings.first() else {
@@ -62,14 +63,14 @@ pub(super) fn check(chunk: &OutputChunk) -> Result<(), Error> {
     let mut last = String::new();
     for finding in &findings {
         let shown = show(chunk, finding);
-        // What stands twice on a line, or was copied by the bundler, is shown once.
+        // A finding that occurs twice on a line, or that the bundler copied, is shown once.
         if lines.len() < 2 * MAX_SHOWN && shown[0] != last {
             last.clone_from(&shown[0]);
             lines.extend(shown);
         }
     }
     if findings.len() > MAX_SHOWN {
-        lines.push(format!("{} places in all", findings.len()));
+        lines.push(format!("{} places in total", findings.len()));
     }
     let next = next_step(&first.kind, &place.file);
     Err(Error::new(
@@ -95,7 +96,7 @@ fn message(kind: &Kind) -> String {
     match kind {
         Kind::Decorator => "a decorator, which V8 does not have".to_owned(),
         Kind::Accessor => "an `accessor` property, which V8 does not have".to_owned(),
-        Kind::Jsx => "JSX, which is no JavaScript".to_owned(),
+        Kind::Jsx => "JSX, which is not JavaScript".to_owned(),
         Kind::ImportPhase => "an import with a phase (`source` or `defer`)".to_owned(),
         Kind::Early(text) => text.clone(),
     }
@@ -108,22 +109,24 @@ fn next_step(kind: &Kind, file: &str) -> String {
         .any(|end| file.ends_with(end));
     match kind {
         _ if is_package => format!(
-            "use a version of the package that is built for browsers or workers: {file} is not an ES module that runs"
+            "use a version of the package that is built for browsers or workers: {file} is not an \
+             ES module that runs"
         ),
         Kind::Decorator if is_typescript => {
-            "set `\"experimentalDecorators\": true` under `compilerOptions` in tsconfig.json, which compiles \
-             TypeScript's own decorators; compile decorators of the newer proposal with `tsc` before you deploy"
+            "set `\"experimentalDecorators\": true` under `compilerOptions` in tsconfig.json, \
+             which compiles TypeScript's own decorators; compile decorators of the newer proposal \
+             with `tsc` before you deploy"
                 .to_owned()
         }
         Kind::Decorator => {
-            "move the class into a .ts file and set `\"experimentalDecorators\": true` under `compilerOptions` in \
-             tsconfig.json, or compile the file before you deploy"
+            "move the class into a .ts file and set `\"experimentalDecorators\": true` under \
+             `compilerOptions` in tsconfig.json, or compile the file before you deploy"
                 .to_owned()
         }
         Kind::Accessor => "write a getter and a setter over a private field".to_owned(),
         Kind::Jsx => {
-            "set `\"jsx\": \"react-jsx\"` under `compilerOptions` in tsconfig.json: nothing after `casemate deploy` \
-             compiles JSX that is preserved"
+            "set `\"jsx\": \"react-jsx\"` under `compilerOptions` in tsconfig.json: nothing after \
+             `casemate deploy` compiles JSX that is preserved"
                 .to_owned()
         }
         Kind::ImportPhase => "import the module without `source` or `defer`".to_owned(),
@@ -133,7 +136,8 @@ fn next_step(kind: &Kind, file: &str) -> String {
     }
 }
 
-/// Where a place of the bundled module comes from, by the module's source map.
+/// The place in the author's source that a place of the bundled module comes from, by the module's
+/// source map.
 fn place(chunk: &OutputChunk, offset: usize) -> Place {
     let before = chunk.code.get(..offset).unwrap_or(&chunk.code);
     let line = before.matches('\n').count();
@@ -160,10 +164,10 @@ fn place(chunk: &OutputChunk, offset: usize) -> Place {
     })
 }
 
-/// All that V8 would not parse in an ES module, in the order of the text.
+/// Everything in an ES module that V8 would not parse, in the order of the text.
 fn findings(code: &str) -> Vec<Finding> {
     let allocator = Allocator::default();
-    // Positions of JSX are worth more than a parser's surprise at `<`.
+    // The parser knows JSX, so that its position is reported instead of a syntax error at `<`.
     let kind = SourceType::mjs().with_jsx(true);
     let options = ParseOptions {
         parse_regular_expression: true,
@@ -221,7 +225,7 @@ impl<'a> Visit<'a> for Proposals {
     }
 
     fn visit_jsx_element(&mut self, it: &JSXElement<'a>) {
-        // What is inside belongs to it.
+        // Nested elements belong to this one.
         self.add(it.span.start, Kind::Jsx);
     }
 
@@ -260,10 +264,12 @@ mod tests {
     #[test]
     fn what_v8_parses_passes() {
         for code in [
-            "class A { static #p = 1; static { this.#p++ } static has(o) { return #p in o } }\nexport default A;",
+            "class A { static #p = 1; static { this.#p++ } static has(o) { return #p in o } \
+             }\nexport default A;",
             "{ using held = open() }\nawait using later = open();",
             "export default /(?<year>\\d{4})|(?<year>\\d{2})/v;\nlet big = 1_000n ** 2n;",
-            "import data from './a.json' with { type: 'json' };\nconst a = b?.c ?? (d ||= await import('./e.js'));",
+            "import data from './a.json' with { type: 'json' };\nconst a = b?.c ?? (d ||= await \
+             import('./e.js'));",
             "label: for await (const x of y) continue label;\nexport { a as 'any name' };\nlet a;",
         ] {
             assert_eq!(kinds(code), [], "{code}");

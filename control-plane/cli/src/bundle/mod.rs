@@ -1,4 +1,5 @@
-//! From TypeScript or JavaScript with npm imports to one bundle of ES modules. No Node.js, no network.
+//! Builds one bundle of ES modules from TypeScript or JavaScript with npm imports. It uses neither
+//! Node.js nor the network.
 
 mod archive;
 mod diagnose;
@@ -23,7 +24,7 @@ pub use archive::{Files, pack};
 use crate::error::{Code, Error};
 use walls::Walls;
 
-/// Largest bundle, in bytes: what a node takes.
+/// Largest bundle that a node accepts, in bytes.
 pub const MAX_BUNDLE_BYTES: usize = 10 * 1024 * 1024;
 /// Name of the entry module in every bundle.
 pub const ENTRY: &str = "main.js";
@@ -37,15 +38,15 @@ pub struct Bundle {
     pub bytes: Vec<u8>,
     /// SHA-256 of `bytes`.
     pub digest: [u8; 32],
-    /// Modules that went in, npm packages included.
+    /// Number of modules in the bundle, npm packages included.
     pub modules: usize,
-    /// What was packed from folders beside the project.
+    /// The files that were packed from folders beside the project.
     pub beside: Vec<Beside>,
-    /// What the author should know, each with file, line and column.
+    /// Warnings for the author, each with file, line and column.
     pub warnings: Vec<String>,
 }
 
-/// What a function is made of.
+/// The sources of a function.
 #[derive(Debug, Clone, Copy)]
 pub struct Sources<'a> {
     /// The project's folder.
@@ -54,7 +55,7 @@ pub struct Sources<'a> {
     pub main: &'a str,
     /// Folders beside the project that its modules may be imported from.
     pub include: &'a [PathBuf],
-    /// The home folder: nothing of it becomes part of a bundle.
+    /// The home folder: no file of it becomes part of a bundle.
     pub home: &'a Path,
 }
 
@@ -67,13 +68,14 @@ pub struct Beside {
     pub files: usize,
 }
 
-/// Bundle a function. Nothing becomes part of it but the project, installed packages, linked packages of the project's
-/// workspace, and the folders that `include` names.
+/// Bundle a function. The bundle contains only files of the project, installed packages, linked
+/// packages of the project's workspace, and the folders that `include` names.
 ///
 /// # Errors
-/// An import of what lies outside; a `tsconfig.json` that cannot be read; syntax that V8 cannot parse, or an import that cannot
-/// be resolved, with file, line, column and the line itself; an entry without default export; a bundle over
-/// [`MAX_BUNDLE_BYTES`], with its largest modules.
+/// The function imports a file outside of these; a `tsconfig.json` cannot be read; V8 cannot parse
+/// a module, or an import cannot be resolved (both with file, line, column and the line itself);
+/// the entry has no default export; the bundle is over [`MAX_BUNDLE_BYTES`] (with its largest
+/// modules).
 pub async fn bundle(sources: Sources<'_>) -> Result<Bundle, Error> {
     let main = sources.main;
     let folder = sources.folder.canonicalize().map_err(|error| {
@@ -122,7 +124,7 @@ pub async fn bundle(sources: Sources<'_>) -> Result<Bundle, Error> {
 
 fn options(folder: &Path, main: &str, tsconfig: Option<PathBuf>) -> BundlerOptions {
     BundlerOptions {
-        // Rolldown takes a bare name for a package.
+        // Rolldown treats a bare name as a package.
         input: Some(vec![InputItem {
             name: Some("main".to_owned()),
             import: format!("./{main}"),
@@ -130,18 +132,20 @@ fn options(folder: &Path, main: &str, tsconfig: Option<PathBuf>) -> BundlerOptio
         cwd: Some(folder.to_path_buf()),
         platform: Some(Platform::Browser),
         format: Some(OutputFormat::Esm),
-        // Nothing is written: this is what paths in source maps are relative to.
+        // Nothing is written: paths in source maps are relative to this folder.
         dir: Some(".".to_owned()),
         entry_filenames: Some(ENTRY.to_owned().into()),
         chunk_filenames: Some("[name]-[hash].js".to_owned().into()),
         asset_filenames: Some("[name]-[hash][extname]".to_owned().into()),
         sourcemap: Some(SourceMapType::File),
-        // Functions run in a worker with web APIs: packages that offer a build for that are taken at their word.
+        // Functions run in a worker with web APIs: a package's build for workers is used where it
+        // offers one.
         resolve: Some(ResolveOptions {
             condition_names: Some(vec!["worker".to_owned()]),
             ..ResolveOptions::default()
         }),
-        // Found by ourselves: the bundler would look in every folder up to the root of the disk.
+        // `find` looks for the file: the bundler would look in every folder up to the root of the
+        // disk.
         tsconfig: Some(tsconfig.map_or(TsConfig::Auto(false), TsConfig::Manual)),
         module_types: Some(
             [
@@ -196,7 +200,8 @@ fn must_export_default(chunks: &[Arc<OutputChunk>], main: &str) -> Result<(), Er
     Err(Error::new(
         Code::Bundle,
         "the main module has no default export",
-        "export the handler: `export default { fetch(request, env, ctx) { return new Response(\"hello\") } }`",
+        "export the handler: `export default \
+         { fetch(request, env, ctx) { return new Response(\"hello\") } }`",
     )
     .at(main))
 }

@@ -3,7 +3,8 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 
-/// A project of three TypeScript files, an npm package with an `exports` map and types, text, JSON and WebAssembly.
+/// A project of three TypeScript files, an npm package with an `exports` map and types, text, JSON
+/// and WebAssembly.
 const PROJECT: &[(&str, &str)] = &[
     (
         "src/index.ts",
@@ -18,7 +19,8 @@ const PROJECT: &[(&str, &str)] = &[
          export default {\n\
          \x20 async fetch(request: Request): Promise<Response> {\n\
          \x20   const { later } = await import('./later');\n\
-         \x20   return new Response(router.handle(request.url) + terms + limits.max + later + typeof add);\n\
+         \x20   return new Response(router.handle(request.url) + terms + limits.max + later + \
+         typeof add);\n\
          \x20 },\n\
          } satisfies { fetch(request: Request): Promise<Response> };\n",
     ),
@@ -174,7 +176,7 @@ async fn files_above_the_project_change_nothing() {
     );
 }
 
-/// A project in a folder beside `private.*`, with a package that imports what `import` says.
+/// A project in a folder beside `private.*`, with a package that imports `import`.
 fn beside_private(import: &str) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     for name in ["private.json", "private.txt", "private.bin", "private"] {
@@ -213,7 +215,7 @@ async fn no_file_outside_of_the_project_is_bundled() {
         let (_dir, folder) = beside_private(&format!("../../../{name}"));
         must_be_outside(&folder, Path::new(""), name).await;
     }
-    // Nor through a link, be it the main module, a file or a whole package.
+    // A link must not lead outside either, be it the main module, a file or a whole package.
     let link = std::os::unix::fs::symlink;
     let (dir, folder) = beside_private("./data.json");
     link(
@@ -239,7 +241,7 @@ async fn the_home_is_never_bundled_and_packages_above_are() {
     let inside = make(&folder, Path::new("")).await.unwrap();
     assert!(String::from_utf8_lossy(&inside.bytes).contains("hunter2"));
     must_be_outside(&folder, &folder.join(".home"), "connection.json").await;
-    // Where npm puts what several projects share.
+    // npm puts packages that several projects share there.
     let (dir, folder) = beside_private("./data.json");
     fs::write(folder.join("node_modules/dep/data.json"), "\"shared\"").unwrap();
     fs::rename(folder.join("node_modules"), dir.path().join("node_modules")).unwrap();
@@ -271,7 +273,7 @@ async fn a_file_that_is_not_there_is_named() {
 }
 
 #[tokio::test]
-async fn node_built_ins_are_called_so() {
+async fn built_in_modules_of_node_are_named_as_such() {
     let source =
         "import fs from 'node:fs';\nimport path from 'path';\nexport default { fs, path };\n";
     insta::assert_snapshot!(failure(&[("src/index.ts", source)]).await);

@@ -1,14 +1,16 @@
-//! The `tsconfig.json` of a project: one for all of its TypeScript, as `tsc` has it, and nothing of it from outside.
+//! The `tsconfig.json` of a project: one file for all of its TypeScript, as with `tsc`, and no
+//! setting from outside of it.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use oxc_resolver::{
     FileMetadata, FileSystem, FileSystemOs, ResolveError, ResolveOptions, ResolverGeneric,
     TsconfigDiscovery, TsconfigOptions, TsconfigReferences,
 };
+use parking_lot::Mutex;
 
 use super::walls::Walls;
 use crate::error::{Code, Error};
@@ -16,10 +18,12 @@ use crate::error::{Code, Error};
 /// Name of the file.
 const NAME: &str = "tsconfig.json";
 
-/// The nearest `tsconfig.json`, from the main module's folder up to the project's or, where it is part of one, its workspace's.
+/// The nearest `tsconfig.json`, from the main module's folder up to the folder of the project or of
+/// its workspace.
 ///
 /// # Errors
-/// The `tsconfig.json`, or a file that it extends or references, cannot be parsed or lies outside of the walls.
+/// The `tsconfig.json`, or a file that it extends or references, cannot be parsed or lies outside
+/// of the allowed folders.
 pub(super) fn find(
     folder: &Path,
     main: &str,
@@ -38,7 +42,8 @@ pub(super) fn find(
     Ok(found)
 }
 
-/// Reads a `tsconfig.json` as the bundler will read it, and refuses the file if it leads outside of the walls.
+/// Reads a `tsconfig.json` as the bundler will read it, and refuses the file if it leads outside of
+/// the allowed folders.
 fn check(path: &Path, walls: &Arc<Walls>) -> Result<(), Error> {
     let refused = Arc::new(Mutex::new(None));
     let files = Walled {
@@ -55,10 +60,7 @@ fn check(path: &Path, walls: &Arc<Walls>) -> Result<(), Error> {
         ..ResolveOptions::default()
     };
     let read = ResolverGeneric::new_with_file_system(files, options).resolve_tsconfig(path);
-    let refused = refused
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
+    let refused = refused.lock().take();
     if let Some(refused) = refused {
         let path: PathBuf = refused;
         return Err(walls.outside(&path));
@@ -88,7 +90,7 @@ fn damaged(path: &Path, error: &ResolveError) -> Error {
     .lines([why])
 }
 
-/// The disk with what lies outside of the walls left out.
+/// The file system with everything outside of the allowed folders left out.
 struct Walled {
     walls: Arc<Walls>,
     /// The first configuration that was refused.
@@ -101,9 +103,10 @@ impl Walled {
         if self.walls.may_configure(path)? {
             return Ok(());
         }
-        // Folders above have manifests of their own, which resolution looks into on its way to `node_modules`.
+        // Folders above have manifests of their own, which the resolver reads on its way to
+        // `node_modules`.
         if !path.ends_with("package.json") {
-            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut refused = self.refused.lock();
             refused.get_or_insert_with(|| path.to_owned());
         }
         Err(io::ErrorKind::NotFound.into())

@@ -1,11 +1,12 @@
-//! Which files may become part of a bundle. A dependency writes its imports itself: with `../../../` in front it would take
-//! whatever the machine holds, to where the control plane reads it and the function's code has it at run time.
+//! Which files may become part of a bundle. A dependency writes its own imports: with `../../../`
+//! in front it could import any file of the machine into the bundle, where the control plane can
+//! read it and the function's code has it at run time.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use rolldown::plugin::{HookLoadArgs, HookLoadReturn, HookUsage, Plugin, SharedLoadPluginContext};
 use rolldown_common::Output;
 
@@ -13,7 +14,9 @@ use super::workspace;
 use super::{Beside, Sources};
 use crate::error::{Code, Error};
 
-/// See the module. Asked before a module is read, so that not even the frame of a syntax error shows what lies outside.
+/// What a bundle may be made of, decided once from the project's folder and owned by the bundler's
+/// plugin. Asked before a module is read, so that not even the frame of a syntax error shows what
+/// lies outside.
 #[derive(Debug)]
 pub(super) struct Walls {
     folder: PathBuf,
@@ -23,14 +26,14 @@ pub(super) struct Walls {
     installed: Vec<PathBuf>,
     /// Folders beside the project: packages of the workspace, and what `casemate.toml` names.
     beside: Vec<PathBuf>,
-    /// The home folder, with keys and tokens: never, also where it lies in the project.
+    /// The home folder, with keys and tokens: never allowed, even where it lies in the project.
     home: Option<PathBuf>,
     /// The first file that was refused.
     refused: Mutex<Option<PathBuf>>,
 }
 
 impl Walls {
-    /// Around a project, whose path `folder` has no symbolic links in it.
+    /// The walls around a project; the path `folder` must not contain symbolic links.
     pub(super) fn new(folder: &Path, sources: &Sources<'_>) -> Self {
         let installed = folder.ancestors().map(|up| up.join("node_modules"));
         let workspace = workspace::root(folder);
@@ -51,10 +54,10 @@ impl Walls {
         }
     }
 
-    /// Around nothing.
+    /// Walls that allow no file.
     pub(super) fn closed() -> Self {
         Self {
-            // No path begins with it.
+            // No path begins with this one.
             folder: PathBuf::from("-"),
             workspace: None,
             installed: Vec::new(),
@@ -69,7 +72,7 @@ impl Walls {
         self.workspace.as_deref().unwrap_or(&self.folder)
     }
 
-    /// Whether a file lies inside, wherever links lead to it from.
+    /// Whether a file lies inside after its links are resolved.
     fn hold(&self, path: &Path) -> std::io::Result<bool> {
         let real = path.canonicalize()?;
         let mut inside = self
@@ -80,7 +83,8 @@ impl Walls {
         Ok(!self.is_home(&real) && inside.any(|folder| real.starts_with(folder)))
     }
 
-    /// Whether a file may say how the project is compiled: a workspace has its shared configurations anywhere in it.
+    /// Whether a file may configure how the project is compiled: a workspace has its shared
+    /// configurations anywhere in it.
     pub(super) fn may_configure(&self, path: &Path) -> std::io::Result<bool> {
         let real = path.canonicalize()?;
         let is_shared = real.starts_with(self.top()) && !self.is_home(&real);
@@ -93,7 +97,8 @@ impl Walls {
             .is_some_and(|home| real.starts_with(home))
     }
 
-    /// What the bundler copies it reads without asking: looked at before anything is made of it.
+    /// Checks the files that the bundler copied. It reads these without asking, so they are checked
+    /// before the bundle is made.
     pub(super) fn check_copied(&self, outputs: &[Output]) -> Result<(), Error> {
         for path in self.copied(outputs) {
             if !self.hold(&path).unwrap_or(false) {
@@ -113,7 +118,7 @@ impl Walls {
             .map(|name| self.folder.join(name))
     }
 
-    /// What was packed from beside the project, by folder.
+    /// The files that were packed from folders beside the project, counted by folder.
     pub(super) fn packed_from_beside(&self, outputs: &[Output]) -> Vec<Beside> {
         let modules = outputs.iter().filter_map(|output| match output {
             Output::Chunk(chunk) => Some(&chunk.module_ids),
@@ -127,7 +132,7 @@ impl Walls {
                 continue;
             }
             let holding = self.beside.iter().filter(|folder| real.starts_with(folder));
-            // The innermost is the package.
+            // The innermost folder is the package.
             if let Some(folder) = holding.max_by_key(|folder| folder.as_os_str().len()) {
                 *files.entry(relative(&self.folder, folder)).or_default() += 1;
             }
@@ -140,7 +145,7 @@ impl Walls {
 
     /// The error for the file that was refused, if that is what stopped the bundler.
     pub(super) fn refusal(&self) -> Option<Error> {
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = self.refused.lock();
         refused.as_deref().map(|path| self.outside(path))
     }
 
@@ -148,19 +153,20 @@ impl Walls {
     pub(super) fn outside(&self, path: &Path) -> Error {
         let scope = match &self.workspace {
             Some(root) => format!(
-                "the project is a part of the workspace {}: its packages may be used that a node_modules links to",
+                "the project is part of the workspace {}: its packages may be used that a \
+                 node_modules links to",
                 root.display()
             ),
-            None => "the project is no part of a workspace: no folder above it has a pnpm-workspace.yaml or a package.json \
-                     with `workspaces`"
+            None => "the project is not part of a workspace: no folder above it has a \
+                 pnpm-workspace.yaml or a package.json with `workspaces`"
                 .to_owned(),
         };
         Error::new(
             Code::Bundle,
             "the function reaches for a file that is not the project's",
-            "if a package did this on its own, find out why before you use it. To use a folder beside the project, make it a \
-             package of the workspace, name it in package.json and install it, or name it in casemate.toml: \
-             include = [\"../shared\"]",
+            "if a package did this on its own, find out why before you use it. To use a folder \
+             beside the project, make it a package of the workspace, name it in package.json and \
+             install it, or name it in casemate.toml: include = [\"../shared\"]",
         )
         .at(path.display())
         .lines([scope])
@@ -195,11 +201,12 @@ impl Plugin for Walls {
 
     async fn load(&self, _: SharedLoadPluginContext, args: &HookLoadArgs<'_>) -> HookLoadReturn {
         let path = Path::new(args.id);
-        // Other ids are modules of the bundler itself. What cannot be found it cannot read either, and says so.
+        // Other ids are modules of the bundler itself. The bundler cannot read a file that is not
+        // found, and reports that itself.
         if !path.is_absolute() || self.hold(path).unwrap_or(true) {
             return Ok(None);
         }
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refused = self.refused.lock();
         refused.get_or_insert_with(|| path.to_owned());
         Err(std::io::Error::other("a file outside of the project").into())
     }

@@ -1,4 +1,5 @@
-//! Packages beside the project: those of its npm, pnpm or Yarn workspace that a package manager linked into a `node_modules`.
+//! Packages beside the project: those of its npm, pnpm or Yarn workspace that a package manager
+//! linked into a `node_modules`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Largest `package.json` that is read for its `workspaces`, bytes.
 const MAX_MANIFEST_BYTES: u64 = 1024 * 1024;
-/// Most packages that may be linked, by each other too.
+/// Most packages that may be linked, counting links between packages.
 const MAX_LINKED: usize = 1000;
 
 /// The nearest folder, from `folder` upwards, whose manifest declares a workspace.
@@ -24,14 +25,15 @@ fn has_workspaces(manifest: &Path) -> bool {
         return false;
     };
     let read = file.take(MAX_MANIFEST_BYTES).read_to_end(&mut text);
-    // What npm cannot read declares nothing.
+    // A manifest that npm cannot read declares no workspace.
     read.is_ok()
         && serde_json::from_slice::<serde_json::Value>(&text)
             .is_ok_and(|manifest| manifest.get("workspaces").is_some())
 }
 
-/// The real folders of the packages that are linked into `node_modules`, from `folder` up to the workspace's `root`, and of
-/// those that these link in turn. A link that leads out of the workspace is not followed.
+/// The real folders of the packages that are linked into `node_modules`, from `folder` up to the
+/// workspace's `root`, and of the packages that these link in turn. A link that leads out of the
+/// workspace is not followed.
 pub(super) fn linked(root: &Path, folder: &Path) -> Vec<PathBuf> {
     let mut found = BTreeSet::new();
     let mut open: Vec<PathBuf> = folder
@@ -51,13 +53,13 @@ pub(super) fn linked(root: &Path, folder: &Path) -> Vec<PathBuf> {
     found.into_iter().collect()
 }
 
-/// Whether a folder lies in a `node_modules`, as what was fetched from a registry does.
+/// Whether a folder lies in a `node_modules`, as packages from a registry do.
 pub(super) fn is_installed(path: &Path) -> bool {
     path.components()
         .any(|part| part.as_os_str() == "node_modules")
 }
 
-/// Where the links in a `node_modules` lead, those in its `@scope` folders too.
+/// Targets of the links in a `node_modules` and in its `@scope` folders.
 fn links(packages: &Path) -> Vec<PathBuf> {
     let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
     let mut found = Vec::new();

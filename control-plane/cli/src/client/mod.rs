@@ -1,5 +1,6 @@
 //! The control plane's API over HTTPS, with the key of the other end pinned.
 
+mod refusal;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -9,9 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use casemate_api::error::{ErrorBody, ErrorDetail, code};
 use casemate_trust::key::PublicKey;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
@@ -25,21 +25,25 @@ use zeroize::Zeroizing;
 
 use crate::clock::Clocks;
 use crate::error::{Code, Error};
-use crate::machine::{is_word, now};
+use crate::machine::now;
+use refusal::{may_be_unknown, refused};
 use tls::PinnedKey;
 
-/// Until a connection with its handshake stands.
+/// Time limit for a connection with its handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Until an answer begins: a bundle of 10 MiB goes up at 50 KiB a second.
+/// Time limit for the head of an answer: enough to upload a bundle of 10 MiB at 50 KiB a second.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(200);
-/// Until the body of an answer is here.
+/// Time limit for the body of an answer.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
-/// Largest answer that is read, bytes: a list of thousands of nodes, or a manifest with all its statements.
+/// Largest answer that is read, bytes: a list of thousands of nodes, or a manifest with all its
+/// statements.
 const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
-/// Longest text of an answer that is no error of the API, characters, in an error of ours.
+/// Longest excerpt of an answer that is not an error of the API, in characters, in an error message
+/// of this program.
 const MAX_SHOWN_CHARS: usize = 200;
 
-/// `https://HOST:PORT`.
+/// Where a control plane is, `https://HOST:PORT`: parsed from what was typed or kept, and named in
+/// errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     host: String,
@@ -47,10 +51,10 @@ pub struct Address {
 }
 
 impl Address {
-    /// From a URL; its path, query and fragment are not looked at.
+    /// Parses a URL; its path, query and fragment are ignored.
     ///
     /// # Errors
-    /// It is no https URL with a host.
+    /// The text is not an https URL with a host.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let wrong = || {
             Error::new(
@@ -82,14 +86,14 @@ impl std::fmt::Display for Address {
     }
 }
 
-/// One connection to the control plane, made again when it was closed.
+/// One connection to the control plane; it is opened again after it was closed.
 pub struct Api {
     address: Address,
     pin: Option<PublicKey>,
     token: Option<Zeroizing<String>>,
     connection: Option<SendRequest<Full<Bytes>>>,
     clocks: Option<Clocks>,
-    /// The control plane's program and version, as it names them.
+    /// The control plane's program and version, as its answers name them.
     software: Option<String>,
 }
 
@@ -100,10 +104,11 @@ impl std::fmt::Debug for Api {
 }
 
 impl Api {
-    /// Connect to whoever answers at an address, and learn its key. Nothing secret is sent before [`Api::trust`].
+    /// Connect to the server at an address, and learn its key. Nothing secret is sent before
+    /// [`Api::trust`].
     ///
     /// # Errors
-    /// Nobody answers, or not with TLS 1.3 and an Ed25519 key.
+    /// No server answers, or not with TLS 1.3 and an Ed25519 key.
     pub async fn meet(address: Address) -> Result<(Self, PublicKey), Error> {
         let mut api = Self {
             address,
@@ -117,18 +122,18 @@ impl Api {
         Ok((api, key))
     }
 
-    /// From now on only this key will do, and the token goes along.
+    /// Accept only this key from now on, and send the token with each request.
     pub fn trust(&mut self, key: PublicKey, token: Option<Zeroizing<String>>) {
         self.pin = Some(key);
         self.token = token;
     }
 
-    /// What the clocks said when the last answer came.
+    /// Both clocks at the time of the last answer.
     pub fn clocks(&self) -> Option<Clocks> {
         self.clocks
     }
 
-    /// Where it is.
+    /// The control plane's address.
     pub fn address(&self) -> &Address {
         &self.address
     }
@@ -140,8 +145,8 @@ impl Api {
                 Code::Unreachable,
                 "the control plane does not answer",
                 "check that casemate-control runs there and that the network lets you through; \
-                 functions go on running without it, and credentials until the node's lease, or the freshness that \
-                 a tenant demands, runs out",
+                 functions go on running without it, and credentials until the node's lease, or \
+                 the freshness that a tenant demands, runs out",
             )
             .at(&address)
             .source(error)
@@ -150,7 +155,7 @@ impl Api {
         let tcp = in_time(CONNECT_TIMEOUT, TcpStream::connect(target))
             .await
             .map_err(|error| away(error.into()))?;
-        // Small requests are answered one by one; waiting to fill a packet only delays them.
+        // Small requests are answered one by one; waiting to fill a packet would only delay them.
         let _ = tcp.set_nodelay(true);
         let verifier = PinnedKey::new(self.pin);
         let config = verifier
@@ -176,7 +181,7 @@ impl Api {
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls))
             .await
             .map_err(|error| away(error.into()))?;
-        // Ends with the connection; errors show where the answer is awaited.
+        // The task ends with the connection; whoever awaits the answer sees its error.
         tokio::spawn(connection);
         self.connection = Some(sender);
         Ok(key)
@@ -293,7 +298,7 @@ impl Api {
     /// GET something as JSON.
     ///
     /// # Errors
-    /// The control plane is away, or refuses.
+    /// The control plane cannot be reached, or refuses.
     pub async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, Error> {
         let body = self.get_bytes(path).await?;
         self.read(path, &body)
@@ -308,18 +313,18 @@ impl Api {
         self.body(response).await
     }
 
-    /// GET a stream that goes on until it is dropped.
+    /// GET a stream that continues until it is dropped.
     ///
     /// # Errors
     /// See [`Api::get`].
     pub async fn stream(&mut self, path: &str) -> Result<Incoming, Error> {
         let response = self.send(Method::GET, path, "", Bytes::new()).await?;
-        // The connection is the stream's now.
+        // The stream owns the connection from here on.
         self.connection = None;
         Ok(response.into_body())
     }
 
-    /// Whether something is there.
+    /// Whether a resource exists.
     ///
     /// # Errors
     /// See [`Api::get`].
@@ -387,116 +392,27 @@ async fn in_time<T>(
     })
 }
 
-/// Whether a control plane that does not know what it was asked for answers with this.
-fn may_be_unknown(status: StatusCode) -> bool {
-    [
-        StatusCode::BAD_REQUEST,
-        StatusCode::NOT_FOUND,
-        StatusCode::METHOD_NOT_ALLOWED,
-        StatusCode::UNPROCESSABLE_ENTITY,
-    ]
-    .contains(&status)
-}
-
 /// The versions of both programs, where they differ.
 fn versions(theirs: Option<&str>) -> Option<String> {
     let ours = env!("CARGO_PKG_VERSION");
     let theirs = theirs?.strip_prefix("casemate-control/")?;
     (theirs != ours).then(|| {
         format!(
-            "the control plane is casemate-control {theirs}, and this is casemate {ours}: the older of the two may not know what \
-             the newer one says. The control plane is upgraded first"
+            "the control plane is casemate-control {theirs}, and this is casemate {ours}: the \
+             older of the two may not support what the newer one sends. Upgrade the control plane \
+             first"
         )
     })
 }
 
-/// The error for an answer that is not a success.
-#[expect(clippy::too_many_lines, reason = "older than the limit")]
-fn refused(status: StatusCode, body: &[u8]) -> Error {
-    let mut detail = serde_json::from_slice::<ErrorBody>(body).map_or_else(
-        |_| ErrorDetail {
-            code: status.as_str().to_owned(),
-            message: String::from_utf8_lossy(body)
-                .chars()
-                .take(MAX_SHOWN_CHARS)
-                .collect(),
-            details: serde_json::Value::Null,
-        },
-        |body| body.error,
-    );
-    // A code is a name: programs compare it, and people see it in brackets.
-    if !is_word(&detail.code) {
-        status.as_str().clone_into(&mut detail.code);
-    }
-    let (kind, next) = match (detail.code.as_str(), status) {
-        (code::UNAUTHENTICATED, _) | (_, StatusCode::UNAUTHORIZED) => (
-            Code::Forbidden,
-            "log in with a token that is valid: `casemate login https://HOST:PORT#FINGERPRINT --token-file FILE`",
-        ),
-        (code::FORBIDDEN, _) | (_, StatusCode::FORBIDDEN) => (
-            Code::Forbidden,
-            "this token may not do that: use the home of whoever may, or ask the operator for another token",
-        ),
-        (code::NOT_FOUND, _) | (_, StatusCode::NOT_FOUND) => (
-            Code::NotFound,
-            "check the name; the listing commands show what there is",
-        ),
-        (code::NO_FLEET, _) => (
-            Code::Api,
-            "publish the fleet first: `casemate fleet publish` from the operator's home",
-        ),
-        (code::MANIFEST_CONFLICT | code::CONFLICT, _) => (
-            Code::Conflict,
-            "somebody else was faster: run the command again",
-        ),
-        (code::BUNDLE_MISSING, _) => (
-            Code::Api,
-            "the control plane has lost a function's code: deploy that function again from its sources",
-        ),
-        (code::STORAGE_FULL, _) => (
-            Code::Unreachable,
-            "tell the operator that the control plane's disk is full; nothing was changed",
-        ),
-        (code::QUOTA_EXCEEDED, _) => (
-            Code::Api,
-            "`casemate prune FUNCTION` forgets earlier releases; `casemate status` says how much is used",
-        ),
-        (code::NODE_EXISTS, _) => (
-            Code::Exists,
-            "revoke that node first with `casemate node revoke NAME`, or give the new one another name",
-        ),
-        (code::TOO_MANY, _) => (
-            Code::Api,
-            "remove what is not needed any more and try again",
-        ),
-        _ if status.is_server_error() => (
-            Code::Unreachable,
-            "run the command again; if it stays so, the control plane's log says more",
-        ),
-        _ => (Code::Api, "correct what is named and run the command again"),
-    };
-    let what = format!(
-        "the control plane refused the request ({}): {}",
-        detail.code, detail.message
-    );
-    let mut error = Error::new(kind, what, next);
-    if let Some(digests) = detail
-        .details
-        .get("digests")
-        .and_then(|list| list.as_array())
-    {
-        error = error.lines(digests.iter().map(|digest| format!("digest {digest}")));
-    }
-    error.remote(detail)
-}
-
-/// The error for whoever does not hold the right key.
+/// The error for a server that does not hold the right key.
 pub fn not_the_control_plane(address: &Address) -> Error {
     Error::new(
         Code::NotTheControlPlane,
-        "the server at this address does not have the key that the fleet's root signed for the control plane",
-        "compare address and fingerprint with the operator. If the control plane was set up anew, the operator signs its \
-         keys with `casemate fleet online`. Nothing was sent",
+        "the server at this address does not have the key that the fleet's root signed for the \
+         control plane",
+        "compare address and fingerprint with the operator. If the control plane was set up again, \
+         the operator signs its keys with `casemate fleet online`. Nothing was sent",
     )
     .at(address)
 }

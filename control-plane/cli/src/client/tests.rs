@@ -1,3 +1,6 @@
+use casemate_api::error::{ErrorBody, code};
+use http::StatusCode;
+
 use super::*;
 
 #[test]
@@ -49,7 +52,7 @@ fn answers_of_the_api_become_errors_with_a_next_step() {
 }
 
 #[tokio::test]
-async fn nobody_there_is_said_within_the_timeout() {
+async fn a_server_that_does_not_answer_is_an_error_within_the_timeout() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
@@ -66,7 +69,11 @@ fn versions_that_differ_are_named_where_one_may_not_know_the_other() {
     let ours = concat!("casemate-control/", env!("CARGO_PKG_VERSION"));
     assert_eq!(versions(Some(ours)), None);
     let text = versions(Some("casemate-control/0.0.9")).unwrap();
-    for part in ["0.0.9", env!("CARGO_PKG_VERSION"), "upgraded first"] {
+    for part in [
+        "0.0.9",
+        env!("CARGO_PKG_VERSION"),
+        "Upgrade the control plane first",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert!(may_be_unknown(StatusCode::NOT_FOUND) && !may_be_unknown(StatusCode::FORBIDDEN));

@@ -1,8 +1,9 @@
-//! TLS without certificate authorities: the other end is whoever holds one Ed25519 key.
+//! TLS without certificate authorities: the server is identified by one Ed25519 key.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use casemate_trust::key::PublicKey;
+use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::server::ParsedCertificate;
@@ -11,13 +12,15 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-/// What stands before the 32 bytes of an Ed25519 key in its SubjectPublicKeyInfo (RFC 8410, section 4).
+/// The bytes before the 32 bytes of an Ed25519 key in its SubjectPublicKeyInfo (RFC 8410, section
+/// 4).
 const ED25519_SPKI: [u8; 12] = [
     0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
 ];
 
-/// Takes a self-signed certificate whose key is the pinned one; without a pin, any, and remembers its key. That the other
-/// end holds the key is proved by the handshake's signature either way. Names and dates in the certificate mean nothing.
+/// Accepts a self-signed certificate whose key is the pinned one; without a pin, it accepts any key
+/// and remembers it. In both cases the handshake's signature proves that the server holds the key.
+/// Names and dates in the certificate are ignored.
 #[derive(Debug)]
 pub(super) struct PinnedKey {
     pin: Option<PublicKey>,
@@ -36,10 +39,10 @@ impl PinnedKey {
 
     /// The key of the last handshake.
     pub(super) fn seen(&self) -> Option<PublicKey> {
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.seen.lock()
     }
 
-    /// TLS 1.3 only, with this as the one that decides.
+    /// A TLS 1.3 configuration whose certificate verifier is this value.
     pub(super) fn config(self: &Arc<Self>) -> Result<ClientConfig, Error> {
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -47,7 +50,7 @@ impl PinnedKey {
             .with_custom_certificate_verifier(Arc::clone(self) as Arc<dyn ServerCertVerifier>)
             .with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        // A ticket would resume without the key being proved again.
+        // A ticket would resume a session without a new proof of the key.
         config.resumption = rustls::client::Resumption::disabled();
         Ok(config)
     }
@@ -68,7 +71,7 @@ impl ServerCertVerifier for PinnedKey {
             .and_then(|key| <[u8; 32]>::try_from(key).ok())
             .map(PublicKey::from_bytes)
             .ok_or(Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
+        *self.seen.lock() = Some(key);
         match self.pin {
             Some(pin) if pin != key => Err(Error::InvalidCertificate(
                 CertificateError::ApplicationVerificationFailure,

@@ -1,5 +1,6 @@
-//! What this home remembers against what the control plane has: after a restore of an older copy, or at the hands of
-//! somebody who took it over, what was revoked is there again and what came later is gone.
+//! Compares what this home remembers with what the control plane has: after a restore of an older
+//! copy, or after a takeover by an attacker, revoked nodes and tokens are valid again and later
+//! changes are missing.
 
 use casemate_api::node::NodeList;
 use casemate_api::token::{Scope, TokenList, TokenView};
@@ -10,7 +11,7 @@ use crate::error::{Code, Error};
 use crate::machine::printable;
 use crate::session::Session;
 
-/// What was revoked once more.
+/// Nodes and tokens that were revoked once more.
 #[derive(Debug, Default)]
 pub(super) struct RevokedAgain {
     pub(super) nodes: Vec<Name>,
@@ -18,7 +19,7 @@ pub(super) struct RevokedAgain {
 }
 
 impl RevokedAgain {
-    /// For people.
+    /// The names, as text for people.
     pub(super) fn names(&self) -> Vec<String> {
         let nodes = self.nodes.iter().map(|node| format!("node {node}"));
         let tokens = self.tokens.iter().map(|id| format!("token {id}"));
@@ -26,7 +27,7 @@ impl RevokedAgain {
     }
 }
 
-/// Revokes the nodes and tokens that the control plane has and this home has revoked.
+/// Revokes again the nodes and tokens that the control plane has and this home has revoked.
 pub(super) async fn revoke_again(session: &mut Session<'_>) -> Result<RevokedAgain, Error> {
     let mut again = RevokedAgain::default();
     let list: NodeList = session.api.get("/v1/nodes").await?;
@@ -48,7 +49,8 @@ pub(super) async fn revoke_again(session: &mut Session<'_>) -> Result<RevokedAga
     Ok(again)
 }
 
-/// What this home remembers and cannot bring back, a line each with what has to be done.
+/// What this home remembers and cannot restore at the control plane, a line each with the necessary
+/// action.
 pub(super) async fn lost(session: &mut Session<'_>) -> Result<Vec<String>, Error> {
     let mut lines = Vec::new();
     let list: NodeList = session.api.get("/v1/nodes").await?;
@@ -57,14 +59,15 @@ pub(super) async fn lost(session: &mut Session<'_>) -> Result<Vec<String>, Error
         match there {
             Some(there) if there.key == key => {}
             Some(there) => lines.push(format!(
-                "the control plane shows node {node} with the key {}, this home admitted {}: revoke the node and have it \
-                 join again",
+                "the control plane shows node {node} with the key {}, this home admitted {}: \
+                 revoke the node and have it join again",
                 there.key.fingerprint(),
                 key.fingerprint()
             )),
             None => lines.push(format!(
-                "the control plane has lost node {node}: if nobody has revoked it, `casemate fleet publish --readmit` admits it \
-                 again; else `casemate node revoke {node}`"
+                "the control plane has lost node {node}: if nobody has revoked it, \
+                 `casemate fleet publish --readmit` admits it again; else \
+                 `casemate node revoke {node}`"
             )),
         }
     }
@@ -79,7 +82,8 @@ pub(super) async fn lost(session: &mut Session<'_>) -> Result<Vec<String>, Error
     {
         if !nodes::is_revoked(session, &there.name, &there.key)? {
             lines.push(format!(
-                "this home has not admitted node {}: unless another home with the root has, revoke it",
+                "this home has not admitted node {}: unless another home with the root has, revoke \
+                 it",
                 there.name
             ));
         }
@@ -91,8 +95,9 @@ pub(super) async fn lost(session: &mut Session<'_>) -> Result<Vec<String>, Error
         if !list.tokens.iter().any(has_one) {
             let name = printable(summary.name.as_str());
             lines.push(format!(
-                "tenant {name} has no API token at the control plane: `casemate token create --scope tenant --tenant {name} --out \
-                 FILE`, and give it to the tenant"
+                "tenant {name} has no API token at the control plane: \
+                 `casemate token create --scope tenant --tenant {name} --out FILE`, and give it to \
+                 the tenant"
             ));
         }
     }
@@ -102,8 +107,8 @@ pub(super) async fn lost(session: &mut Session<'_>) -> Result<Vec<String>, Error
         let shown = summary.manifest_version.unwrap_or(0);
         if let Some(seen) = seen.filter(|seen| seen.version > shown) {
             lines.push(format!(
-                "the control plane shows manifest {shown} of tenant {}, this home has seen {}: the tenant's next deployment brings \
-                 it back, or `casemate renew` at once",
+                "the control plane shows manifest {shown} of tenant {}, this home has seen {}: the \
+                 tenant's next deployment brings it back, or `casemate renew` at once",
                 printable(summary.name.as_str()),
                 seen.version
             ));
@@ -112,7 +117,7 @@ pub(super) async fn lost(session: &mut Session<'_>) -> Result<Vec<String>, Error
     Ok(lines)
 }
 
-/// Deletes what may have gone in the meantime.
+/// Deletes a resource, which may be gone already.
 async fn delete(session: &mut Session<'_>, path: &str) -> Result<(), Error> {
     match session.api.delete(path).await {
         Err(error) if error.code() == Code::NotFound => Ok(()),

@@ -1,13 +1,13 @@
-//! What cannot be taken back is done when somebody says so: at a terminal by typing the name, else with `--yes`.
+//! Confirmation of irreversible commands: at a terminal by typing the name, otherwise with `--yes`.
 
 use std::io::{IsTerminal as _, Write as _};
 
 use crate::error::{Code, Error};
 
-/// Goes on if `yes`, or if the name is typed.
+/// Returns if `yes` is set, or if the name is typed.
 ///
 /// # Errors
-/// Another name was typed, or nobody is there to type one.
+/// Another name was typed, or there is no terminal.
 pub(super) fn confirm(yes: bool, doing: &str, name: &str) -> Result<(), Error> {
     if yes {
         return Ok(());
@@ -16,7 +16,8 @@ pub(super) fn confirm(yes: bool, doing: &str, name: &str) -> Result<(), Error> {
         return Err(Error::new(
             Code::Usage,
             format!(
-                "nobody is there to confirm that this is to {doing} {name}; nothing was changed"
+                "this would {doing} {name}, and there is no terminal to confirm it; nothing was \
+                 changed"
             ),
             "add `--yes` where there is no terminal",
         ));

@@ -1,43 +1,27 @@
 //! `casemate deploy`, `rollback`, `renew`, `prune`, `remove`: each signs the next manifest.
 
 use casemate_trust::id::Digest;
-use casemate_trust::name::Name;
-use casemate_trust::release::{Credential, MAX_RELEASE_BYTES, Release};
+use casemate_trust::release::{MAX_RELEASE_BYTES, Release};
 use serde_json::json;
 
 use super::confirm::confirm;
-use super::status::warn_of_lost_hosts;
-use super::{origin, short};
-use crate::args::{Deploy, Prune, Remove, Renew, Rollback, Signing};
+use super::finish::{finish, finish_when};
+use super::origin;
+use crate::args::{Deploy, Prune, Remove, Renew, Rollback};
 use crate::bundle::{Bundle, bundle};
-use crate::endpoint::authority;
 use crate::error::{Code, Error};
-use crate::machine::{date, now};
+use crate::machine::{date, now, short};
 use crate::project::Project;
 use crate::session::{Connection, Context};
+use crate::slot::put_command;
 use crate::tenancy::{
     Draft, Reach, Tenancy, Until, broken, egress_not_given, hosts_not_given, limits_not_given,
 };
 
 /// `casemate deploy`
-#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     let project = cx.project(&args.project.project)?;
-    let progress = cx.output.progress(format!("bundling {}", project.main));
-    let bundle = bundle(project.sources(cx.home.path())).await?;
-    drop(progress);
-    tell_beside(cx, &bundle);
-    for warning in &bundle.warnings {
-        cx.output.warn(warning);
-    }
-    let kib = bundle.bytes.len().div_ceil(1024);
-    let digest = Digest(bundle.digest);
-    cx.output.done(&format!(
-        "bundled {} module{}, {kib} KiB, digest {}",
-        bundle.modules,
-        if bundle.modules == 1 { "" } else { "s" },
-        short(&digest)
-    ));
+    let bundle = pack(cx, &project).await?;
     // A dry run works before the first login, with less to check.
     if args.dry_run && Connection::load(&cx.home).is_err() {
         return dry(cx, &project, &bundle, false);
@@ -46,18 +30,7 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     tenancy.session.read_pools().await?;
     let release = project.release(tenancy.session.fleet(), tenancy.id, &bundle);
     check(&tenancy, &project, &release)?;
-    let bytes = release.to_bytes();
-    if bytes.len() > MAX_RELEASE_BYTES {
-        let what = format!(
-            "the release has {} bytes; at most {MAX_RELEASE_BYTES} are allowed",
-            bytes.len()
-        );
-        return Err(Error::new(
-            Code::Project,
-            what,
-            "declare fewer rules, variables or certificates in casemate.toml",
-        ));
-    }
+    let bytes = release_bytes(&release)?;
     let name = Digest::of(&bytes);
     let put = |draft: &mut Draft| {
         draft.run(project.name(), name, &project.pools);
@@ -73,6 +46,7 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
         .change(&args.signing, |_, draft| {
             draft.notes.extend(note.clone().map(|note| (name, note)));
             put(draft);
+            let digest = Digest(bundle.digest);
             draft.bundles.insert(digest, bundle.bytes.clone().into());
             Ok(())
         })
@@ -87,16 +61,60 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     if reach.is_some() {
         let status = tenancy.status().await;
         let status = status.map_err(|error| broken(version, &error))?;
-        warn_of_lost_hosts(&tenancy, &status);
+        tenancy.warn_of_lost_hosts(&status);
     }
+    tell(cx, &project, &bundle, (name, version), reach)
+}
+
+/// Bundles the project and says what went into the bundle.
+async fn pack(cx: &Context, project: &Project) -> Result<Bundle, Error> {
+    let progress = cx.output.progress(format!("bundling {}", project.main));
+    let bundle = bundle(project.sources(cx.home.path())).await?;
+    drop(progress);
+    tell_beside(cx, &bundle);
+    for warning in &bundle.warnings {
+        cx.output.warn(warning);
+    }
+    let kib = bundle.bytes.len().div_ceil(1024);
+    cx.output.done(&format!(
+        "bundled {} module{}, {kib} KiB, digest {}",
+        bundle.modules,
+        if bundle.modules == 1 { "" } else { "s" },
+        short(&Digest(bundle.digest))
+    ));
+    Ok(bundle)
+}
+
+/// The release as it is signed, if it is not too large.
+fn release_bytes(release: &Release) -> Result<Vec<u8>, Error> {
+    let bytes = release.to_bytes();
+    if bytes.len() <= MAX_RELEASE_BYTES {
+        return Ok(bytes);
+    }
+    let what = format!(
+        "the release has {} bytes; at most {MAX_RELEASE_BYTES} are allowed",
+        bytes.len()
+    );
+    let next = "declare fewer rules, variables or certificates in casemate.toml";
+    Err(Error::new(Code::Project, what, next))
+}
+
+/// Prints what was deployed and where it runs; without `reach` the nodes were not waited for.
+fn tell(
+    cx: &Context,
+    project: &Project,
+    bundle: &Bundle,
+    (release, version): (Digest, u64),
+    reach: Option<Reach>,
+) -> Result<(), Error> {
     let is_followed = reach.is_some();
     let reach = reach.unwrap_or_default();
     let Reach { current, total, .. } = reach;
     let result = json!({
         "function": project.name(),
         "environment": project.environment.as_ref().map(|environment| &environment.name),
-        "release": name,
-        "bundle": digest,
+        "release": release,
+        "bundle": Digest(bundle.digest),
         "beside": bundle.beside,
         "manifest": version,
         "hosts": project.hosts(),
@@ -114,7 +132,7 @@ pub(super) async fn deploy(cx: &Context, args: &Deploy) -> Result<(), Error> {
     reach.must_be_everywhere(version)
 }
 
-/// Names every folder beside the project that something was packed from.
+/// Prints every folder beside the project from which files were packed.
 fn tell_beside(cx: &Context, bundle: &Bundle) {
     for beside in &bundle.beside {
         let plural = if beside.files == 1 { "" } else { "s" };
@@ -149,7 +167,7 @@ fn dry(cx: &Context, project: &Project, bundle: &Bundle, checked: bool) -> Resul
     Ok(())
 }
 
-/// What can be said before anything is signed.
+/// Checks that are possible before anything is signed.
 fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<(), Error> {
     let tenant = &tenancy.tenant;
     if let Some(error) = hosts_not_given(tenant, release) {
@@ -173,7 +191,8 @@ fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<
                 "{} would be function {count}; the tenant's ceiling is {}",
                 release.function, tenant.ceilings.functions
             ),
-            "remove what is not needed with `casemate remove FUNCTION`, or ask the operator for more",
+            "remove what is not needed with `casemate remove FUNCTION`, or ask the operator for \
+             more",
         ));
     }
     let judge = tenancy.session.known.judge();
@@ -206,8 +225,8 @@ fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<
         for pool in &project.pools {
             if !sealed.is_some_and(|sealed| sealed.contains_key(pool)) {
                 output.warn(&format!(
-                    "the secret {} is not sealed to pool {pool}: env.{} will fail there until you run \
-                     `{}`",
+                    "the secret {} is not sealed to pool {pool}: env.{} will fail there until you \
+                     run `{}`",
                     slot.secret,
                     slot.binding,
                     put_command(slot)
@@ -216,29 +235,6 @@ fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<
         }
     }
     Ok(())
-}
-
-/// The command that seals a secret for a slot's host, port and certificate authority.
-pub(crate) fn put_command(slot: &Credential) -> String {
-    let ca = match slot.ca {
-        Some(_) => " --ca FILE",
-        None => "",
-    };
-    let host = authority(&slot.host, slot.port);
-    format!("casemate secret put {} --host {host}{ca}", slot.secret)
-}
-
-pub(super) fn no_function(tenancy: &Tenancy<'_>, name: &Name) -> Error {
-    let known: Vec<_> = tenancy
-        .manifest()
-        .map(|manifest| manifest.functions.keys().map(ToString::to_string).collect())
-        .unwrap_or_default();
-    let next = if known.is_empty() {
-        "nothing is deployed yet: `casemate deploy`".to_owned()
-    } else {
-        format!("deployed are {}", known.join(", "))
-    };
-    Error::new(Code::NotFound, format!("there is no function {name}"), next)
 }
 
 /// `casemate rollback`
@@ -250,7 +246,7 @@ pub(super) async fn rollback(cx: &Context, args: &Rollback) -> Result<(), Error>
             let wanted = draft
                 .functions
                 .get(&args.function)
-                .ok_or_else(|| no_function(tenancy, &args.function))?;
+                .ok_or_else(|| tenancy.no_function(&args.function))?;
             let release = choose(&wanted.fallbacks, args)?;
             target = Some(release);
             let pools = wanted.pools.clone();
@@ -333,7 +329,7 @@ pub(super) async fn prune(cx: &Context, args: &Prune) -> Result<(), Error> {
             let wanted = draft
                 .functions
                 .get_mut(&args.function)
-                .ok_or_else(|| no_function(tenancy, &args.function))?;
+                .ok_or_else(|| tenancy.no_function(&args.function))?;
             forgotten = wanted
                 .fallbacks
                 .split_off(args.keep.min(wanted.fallbacks.len()));
@@ -366,45 +362,12 @@ pub(super) async fn remove(cx: &Context, args: &Remove) -> Result<(), Error> {
             let removed = draft.functions.remove(&args.function);
             removed
                 .map(|_| ())
-                .ok_or_else(|| no_function(tenancy, &args.function))
+                .ok_or_else(|| tenancy.no_function(&args.function))
         })
         .await?;
     let told = format!("{} is withdrawn", args.function);
     let more = json!({ "function": args.function });
     finish(&mut tenancy, &args.signing, version, more, &told).await
-}
-
-/// Wait for the nodes to take it and say what was done.
-pub(super) async fn finish(
-    tenancy: &mut Tenancy<'_>,
-    signing: &Signing,
-    version: u64,
-    result: serde_json::Value,
-    told: &str,
-) -> Result<(), Error> {
-    finish_when(Until::Taken, tenancy, signing, version, result, told).await
-}
-
-async fn finish_when(
-    until: Until<'_>,
-    tenancy: &mut Tenancy<'_>,
-    signing: &Signing,
-    version: u64,
-    mut result: serde_json::Value,
-    told: &str,
-) -> Result<(), Error> {
-    let output = tenancy.session.cx.output;
-    output.done(&format!("manifest {version} is signed and stored"));
-    let reach = tenancy.wait(signing, until).await?;
-    let reach = reach.unwrap_or_default();
-    let Reach { current, total, .. } = reach;
-    result["manifest"] = json!(version);
-    result["nodes"] = json!({ "current": current, "total": total, "away": reach.away });
-    output.result(&result, || match total {
-        0 => told.to_owned(),
-        _ => format!("{told} ({current} of {total} nodes)"),
-    })?;
-    reach.must_be_everywhere(version)
 }
 
 #[cfg(test)]

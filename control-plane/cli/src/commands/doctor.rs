@@ -1,4 +1,4 @@
-//! `casemate doctor`: what would keep commands from working, each with a next step.
+//! `casemate doctor`: finds problems that would keep commands from working, each with a next step.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -16,7 +16,8 @@ use crate::output::table;
 use crate::project::FILE;
 use crate::session::{Connection, Context, Session, WARN_BEFORE};
 
-/// From when on a difference between two clocks is spoken of, seconds: an answer may take some.
+/// Smallest difference between two clocks that is reported, seconds: an answer may itself take
+/// some.
 const CLOCK_SECS: u64 = 30;
 
 /// How a check ended.
@@ -26,7 +27,7 @@ enum State {
     Ok,
     Warning,
     Failed,
-    /// It needs something that another check did not find.
+    /// The check needs something that another check did not find.
     Skipped,
 }
 
@@ -61,7 +62,7 @@ impl Check {
         self
     }
 
-    /// From an error that a command would end with.
+    /// A failed check, from an error that a command would end with.
     fn failed(name: &'static str, error: &Error) -> Self {
         let mut check = Self::new(name, State::Failed, error.summary()).next(error.next_step());
         check.code = Some(error.code());
@@ -116,7 +117,7 @@ fn shown(checks: &[Check]) -> String {
     parts.join("\n")
 }
 
-/// That the home is there, its owner's alone, and can be written.
+/// The home folder exists, only its owner has access, and it can be written.
 fn home(cx: &Context) -> Check {
     let path = cx.home.path();
     let shown = path.display();
@@ -141,7 +142,7 @@ fn home(cx: &Context) -> Check {
     Check::ok("home", shown.to_string())
 }
 
-/// That each key file here can be read, by its owner alone.
+/// Each key file of this home can be read, by its owner alone.
 fn keys(cx: &Context) -> Vec<Check> {
     let mut checks = Vec::new();
     for file in [TENANT, FRESHNESS, ROOT] {
@@ -156,15 +157,22 @@ fn keys(cx: &Context) -> Vec<Check> {
     }
     if checks.is_empty() {
         checks.push(
-            Check::new("keys", State::Warning, "no key is in this home: it can look, and sign nothing").next(
-                "`casemate tenant key` makes one to send to the operator; or copy tenant.key and tenant.pub here",
+            Check::new(
+                "keys",
+                State::Warning,
+                "no key is in this home: it can look, and sign \
+                 nothing",
+            )
+            .next(
+                "`casemate tenant key` makes one to send to the operator; or copy tenant.key and \
+                 tenant.pub here",
             ),
         );
     }
     checks
 }
 
-/// That the project's file has no mistakes.
+/// The project's file has no mistakes.
 fn project(cx: &Context, args: &args::Doctor) -> Check {
     let folder = &args.project.project;
     if !folder.join(FILE).exists() {
@@ -177,7 +185,7 @@ fn project(cx: &Context, args: &args::Doctor) -> Check {
     }
 }
 
-/// Everything that needs the control plane, in the order in which one thing needs another.
+/// Everything that needs the control plane, in the order of dependency.
 async fn connection(cx: &Context, args: &args::Doctor) -> Vec<Check> {
     let skipped = |name, why: &str| Check::new(name, State::Skipped, format!("needs {why}"));
     let connection = match Connection::load(&cx.home) {
@@ -221,7 +229,7 @@ async fn connection(cx: &Context, args: &args::Doctor) -> Vec<Check> {
     checks
 }
 
-/// Whether the control plane answers, and what its clock says.
+/// Whether the control plane answers, and the time of its clock.
 async fn reach(connection: &Connection) -> Result<Check, Error> {
     let (mut api, _) = Api::meet(Address::parse(&connection.url)?).await?;
     let _: FleetView = api.get("/v1/fleet").await?;
@@ -230,12 +238,12 @@ async fn reach(connection: &Connection) -> Result<Check, Error> {
         None => Check::new(
             "clock",
             State::Skipped,
-            "the control plane does not say its time",
+            "the control plane's answers have no date",
         ),
     })
 }
 
-/// Compares two clocks: statements of a time that has not come yet are refused, and those of a time that is over too.
+/// Compares two clocks: a statement is refused before its time begins and after it ended.
 fn clocks(ours: u64, theirs: u64) -> Check {
     let off = ours.abs_diff(theirs);
     let which = if ours > theirs { "ahead of" } else { "behind" };
@@ -259,7 +267,7 @@ fn clocks(ours: u64, theirs: u64) -> Check {
     check
 }
 
-/// That the token is good, that this home signs for the tenant, and until when everything holds.
+/// Checks the token, whether this home signs for the tenant, and until when everything holds.
 async fn tenant(session: &mut Session<'_>, args: &args::Doctor) -> (Check, Vec<Check>) {
     let cx = session.cx;
     let has_tenant_key = cx.keys().has(TENANT);
@@ -320,7 +328,7 @@ async fn tenant(session: &mut Session<'_>, args: &args::Doctor) -> (Check, Vec<C
         ends(
             "the manifest",
             manifest.expires,
-            "sign it anew: `casemate renew`",
+            "sign it again: `casemate renew`",
         )
     }));
     (check, expiry)
@@ -339,7 +347,7 @@ fn online_key(session: &Session<'_>) -> Check {
     )
 }
 
-/// Until when something holds.
+/// Checks until when a statement or key holds.
 fn ends(what: &str, expires: u64, next: &str) -> Check {
     let now = now();
     if expires <= now {

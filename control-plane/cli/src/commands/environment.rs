@@ -1,4 +1,4 @@
-//! What `--env` means for each command: where the project is, and which names in it are other ones.
+//! What `--env` changes for each command: the folder of the project, and which names are replaced.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use casemate_trust::name::Identifier;
 use crate::args::{Command, Secret};
 use crate::project::Environment;
 
-/// The folder with the casemate.toml that a command is about.
+/// The folder of the casemate.toml that a command is about.
 pub(super) fn folder(command: &Command) -> &Path {
     match command {
         Command::Deploy(args) => &args.project.project,

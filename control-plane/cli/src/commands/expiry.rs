@@ -45,7 +45,7 @@ async fn looks_at_everything(cx: &Context) -> Result<bool, Error> {
     Ok(own.is_some_and(|own| !matches!(own.scope, Scope::Tenant(_))))
 }
 
-/// The token of this home; `None` at a control plane that was built before it could be asked for.
+/// The token of this home; `None` at a control plane whose version does not offer this request.
 async fn own_token(session: &mut Session<'_>) -> Result<Option<TokenView>, Error> {
     match session.api.get::<TokenView>("/v1/token").await {
         Err(error) if error.code() == Code::NotFound => Ok(None),
@@ -82,13 +82,13 @@ fn row(item: &Expiry, now: Seconds) -> Vec<String> {
     ]
 }
 
-/// What the operator's home knows, and what the control plane says of the rest.
+/// Everything that the operator's home knows, and what the control plane reports of the rest.
 async fn of_operator(session: &mut Session<'_>) -> Result<Vec<Expiry>, Error> {
     let pools = session.read_pools().await?;
     let mut found = of_fleet(&session.known);
     let judge = session.known.judge();
     let images = judge.images().map(|(pool, image)| {
-        let how = "Machines that have not taken it take it no more; build and push the next.";
+        let how = "Machines that do not run it yet refuse it then; build and push the next one.";
         Expiry::operators(
             "image",
             format!("{} of pool {pool}", image.version),
@@ -105,7 +105,7 @@ async fn of_operator(session: &mut Session<'_>) -> Result<Vec<Expiry>, Error> {
             found.push(Expiry::operators("tenant", &name, summary.expires, how));
         }
         if let Some(expires) = summary.manifest_expires {
-            let how = "The tenant signs it anew: `casemate renew`.";
+            let how = "The tenant signs it again: `casemate renew`.";
             found.push(Expiry::tenants("manifest", &name, expires, how));
         }
     }
@@ -136,8 +136,8 @@ async fn of_operator(session: &mut Session<'_>) -> Result<Vec<Expiry>, Error> {
     Ok(found)
 }
 
-/// Certificates and grants. A grant is worth as much as the pool key in it, and a node that lacks the newest one is cut off
-/// from secrets when the one before expires.
+/// Certificates and grants of the nodes. A grant holds as long as its pool key, and a node without
+/// the newest one cannot open secrets once the earlier one expires.
 async fn of_nodes(
     session: &mut Session<'_>,
     found: &mut Vec<Expiry>,
@@ -150,7 +150,7 @@ async fn of_nodes(
             .as_ref()
             .and_then(|health| health.certificate_expires);
         if let Some(expires) = expires {
-            let how = "Renew the first of its certificates on the node.";
+            let how = "Renew the first certificate on the node.";
             found.push(Expiry::operators("certificate", &node.name, expires, how));
         }
         let Some((epoch, _)) = newest(&node.pool) else {
@@ -184,7 +184,7 @@ fn token(token: &TokenView) -> Option<Expiry> {
     Some(Expiry::operators("token", name, token.expires?, how))
 }
 
-/// What a tenant's home depends on.
+/// Everything that a tenant's home depends on.
 async fn of_tenants_home(cx: &Context) -> Result<Vec<Expiry>, Error> {
     let mut tenancy = Tenancy::open(cx, None).await?;
     let pools = tenancy.session.read_pools().await?;
@@ -201,11 +201,11 @@ async fn of_tenants_home(cx: &Context) -> Result<Vec<Expiry>, Error> {
         .collect();
     found.extend(judge.tenant(&tenancy.id).map(of_tenant));
     if let Some(manifest) = tenancy.manifest() {
-        let (name, how) = (&tenancy.tenant.name, "Sign it anew: `casemate renew`.");
+        let (name, how) = (&tenancy.tenant.name, "Sign it again: `casemate renew`.");
         found.push(Expiry::tenants("manifest", name, manifest.expires, how));
         let version = manifest.version;
         if let Standing::Fresh(until) = tenancy.standing() {
-            let how = "`casemate freshness renew`, or the job that does it.";
+            let how = "Run `casemate freshness renew`, or repair the job that does.";
             found.push(Expiry::tenants(
                 "freshness",
                 format!("manifest {version}"),

@@ -18,7 +18,8 @@ use crate::machine::{DAY, now, random};
 use crate::memory::Known;
 use crate::session::{Connection, Context, Session};
 
-/// How long a root holds, days: it is renewed by signing the next one with it, which needs a plan, not a reminder.
+/// How long a root holds, days: it is replaced by signing the next root with it, which needs a
+/// plan, not a reminder.
 pub(super) const ROOT_DAYS: u64 = 3650;
 /// Largest file of public keys, bytes.
 const MAX_PUBLIC_BYTES: usize = 16 * 1024;
@@ -73,7 +74,7 @@ pub(super) fn init(cx: &Context, args: &FleetInit) -> Result<(), Error> {
     cx.output
         .done("the fleet is made; the line above is its fingerprint, which everybody compares");
     cx.output.hint(&format!(
-        "Back up {} and {}: who loses them cannot admit anybody any more.\n\
+        "Back up {} and {}: without them no node or tenant can be admitted any more.\n\
          Next, with the operator's token of `casemate-control init`:\n  \
          casemate login https://HOST:PORT#{fleet} --token-file FILE --operator",
         cx.home.file(ROOT).display(),
@@ -155,7 +156,7 @@ pub(super) fn online(cx: &Context, args: &FleetOnline) -> Result<(), Error> {
 
 /// `casemate fleet publish`
 pub(super) async fn publish(cx: &Context, args: &FleetPublish) -> Result<(), Error> {
-    // Only the home with the root has something to say.
+    // Only the home with the root holds signed statements to publish.
     let root = cx.root_key()?;
     nodes::sign_revocations(cx)?;
     let mut session = Session::open(cx).await?;
@@ -179,14 +180,15 @@ pub(super) async fn publish(cx: &Context, args: &FleetPublish) -> Result<(), Err
             (0, 0, 0, 0) => "the control plane has everything that this home remembers".to_owned(),
             (count, grants, 0, _) => format!("{count} statements and {grants} grants handed in"),
             (count, grants, revoked, _) => format!(
-                "{count} statements and {grants} grants handed in, {revoked} nodes and tokens revoked again"
+                "{count} statements and {grants} grants handed in, {revoked} nodes and tokens \
+                 revoked again"
             ),
         }
     })?;
     if revoked > 0 {
         cx.output.warn(&format!(
-            "the control plane held nodes or tokens that this home has revoked: {}. It was restored from an older copy, or \
-             somebody brought them back",
+            "the control plane held nodes or tokens that this home has revoked: {}. It was \
+             restored from an older copy, or somebody restored them",
             undone.names().join(", ")
         ));
     }

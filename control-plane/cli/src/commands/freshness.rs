@@ -9,8 +9,8 @@ use casemate_trust::keyfile::Purpose;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::deploy::finish;
-use super::show_key;
+use super::finish::finish;
+use super::show_key::show_key;
 use crate::args::{FreshnessKey, FreshnessOff, FreshnessRenew, FreshnessRequire, Whose, span};
 use crate::error::{Code, Error};
 use crate::keys::{FRESHNESS, FRESHNESS_PUBLIC};
@@ -18,7 +18,7 @@ use crate::machine::date;
 use crate::session::Context;
 use crate::tenancy::{Renewed, Tenancy, undemanded};
 
-/// How soon a renewal that failed is tried again, seconds.
+/// Pause before a failed renewal is tried again, seconds.
 const RETRY_SECS: u64 = 15;
 /// Largest file with the version of a manifest, bytes.
 const MAX_NEWEST_BYTES: u64 = 64 * 1024;
@@ -43,8 +43,10 @@ pub(super) async fn require(cx: &Context, args: &FreshnessRequire) -> Result<(),
     if args.key.is_some_and(|key| tenants_own.contains(&key)) {
         return Err(Error::new(
             Code::Usage,
-            "`--key` is a key that the tenant deploys with, and the job that renews needs no such key",
-            "make one that renews and does nothing else, in the job's home: `casemate freshness key`",
+            "`--key` is a key that the tenant deploys with, and the job that renews needs no such \
+             key",
+            "make one that renews and does nothing else, in the job's home: \
+             `casemate freshness key`",
         ));
     }
     let mut demanded = None;
@@ -87,7 +89,7 @@ pub(super) async fn show(cx: &Context, whose: &Whose) -> Result<(), Error> {
     cx.output.result(&describe(&tenancy), || tell(&tenancy))
 }
 
-/// What is demanded and how it stands, as JSON; null if nothing is demanded.
+/// The demanded freshness and its state, as JSON; null if none is demanded.
 pub(super) fn describe(tenancy: &Tenancy<'_>) -> Value {
     let demand = tenancy
         .manifest()
@@ -108,7 +110,7 @@ pub(super) fn describe(tenancy: &Tenancy<'_>) -> Value {
     })
 }
 
-/// The same for people, as one line.
+/// The same as one line for people.
 pub(super) fn tell(tenancy: &Tenancy<'_>) -> String {
     let demand = tenancy
         .manifest()
@@ -125,7 +127,8 @@ pub(super) fn tell(tenancy: &Tenancy<'_>) -> String {
     });
     match tenancy.standing() {
         Standing::Stale(stale) => format!(
-            "freshness: STALE, credentials are not injected: {stale}. Renew it: `casemate freshness renew`{key}"
+            "freshness: STALE, credentials are not injected: {stale}. Renew it: \
+             `casemate freshness renew`{key}"
         ),
         Standing::Fresh(until) => format!("freshness: {max_age}, fresh until {}{key}", date(until)),
         Standing::Undemanded => format!("freshness: {max_age}{key}"),
@@ -144,7 +147,8 @@ pub(super) async fn renew(cx: &Context, args: &FreshnessRenew) -> Result<(), Err
                 cx.output.record(&as_json(&renewed), || told(&renewed))?;
                 if every_secs >= renewed.max_age_secs {
                     cx.output.warn(&format!(
-                        "credentials stop between renewals: `--every` is {}, and the manifest allows {}; renew at least every {}",
+                        "credentials stop between renewals: `--every` is {}, and the manifest \
+                         allows {}; renew at least every {}",
                         span(every_secs),
                         span(renewed.max_age_secs),
                         span(renewed.max_age_secs / 2)
@@ -172,7 +176,7 @@ async fn renew_once(cx: &Context, args: &FreshnessRenew) -> Result<Renewed, Erro
     tenancy.renew_freshness(newest, &args.with_keys).await
 }
 
-/// Whether time alone may mend it.
+/// Whether the error may disappear with time alone.
 fn may_pass(error: &Error) -> bool {
     matches!(
         error.code(),
@@ -193,13 +197,13 @@ fn told(renewed: &Renewed) -> String {
     }
 }
 
-/// What `casemate --json deploy` prints, as far as it matters.
+/// The fields of the output of `casemate --json deploy` that matter here.
 #[derive(Deserialize)]
 struct Deployed {
     manifest: u64,
 }
 
-/// The version in a file: a number, or what a deployment printed.
+/// The version in a file: a number, or the output of a deployment.
 fn read_newest(path: &Path) -> Result<u64, Error> {
     let wrong = |what: &str| {
         let next = "have each deployment write it: `casemate --json deploy > FILE`";
@@ -222,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_version_is_a_number_or_what_a_deployment_printed() {
+    fn the_newest_version_is_a_number_or_the_output_of_a_deployment() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("newest");
         let read = |text: &str| {

@@ -16,11 +16,11 @@ use crate::machine::now;
 use crate::output::table;
 use crate::session::Context;
 
-/// Says of which time an image is, so that two builds are the same (reproducible-builds.org).
+/// The environment variable with the image's date, so that two builds are the same
+/// (reproducible-builds.org).
 const SOURCE_DATE: &str = "SOURCE_DATE_EPOCH";
 
 /// `casemate image build`
-#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(super) fn build(cx: &Context, args: &ImageBuild) -> Result<(), Error> {
     let programs = match &args.programs {
         Some(folder) => folder.clone(),
@@ -29,16 +29,7 @@ pub(super) fn build(cx: &Context, args: &ImageBuild) -> Result<(), Error> {
     let programs = Programs::in_folder(programs);
     let mut packages = Apt::new(cache()?.join("debian"));
     let progress = cx.output.progress("planning: which kernel, which packages");
-    let plan = match &args.plan {
-        Some(path) => Plan::read(path),
-        None => {
-            let profile = Profile::named(&args.profile).map_err(told)?;
-            let version = args.image_version.map(|version| version.to_string());
-            let version = version.unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
-            Plan::make(&profile, &version, source_date()?, &programs, &mut packages)
-        }
-    };
-    let plan = plan.map_err(told)?;
+    let plan = plan(args, &programs, &mut packages)?;
     progress.say("downloading packages and packing files");
     let compression = if args.fast {
         Compression::Fast
@@ -54,28 +45,83 @@ pub(super) fn build(cx: &Context, args: &ImageBuild) -> Result<(), Error> {
     }
 
     std::fs::create_dir_all(&args.out).map_err(cannot_write(&args.out))?;
+    let mut made = write_parts(args, &plan, &image)?;
+    if wants(args, ImageFormat::Raw) || wants(args, ImageFormat::Qcow2) {
+        progress.say("writing the disk");
+        made.extend(write_disks(args, &plan, &image)?);
+    }
+    drop(progress);
+    tell(cx, args, &plan, &image, &made)
+}
+
+/// The plan that was named, or a new one.
+fn plan(args: &ImageBuild, programs: &Programs, packages: &mut Apt) -> Result<Plan, Error> {
+    let plan = match &args.plan {
+        Some(path) => Plan::read(path),
+        None => {
+            let profile = Profile::named(&args.profile).map_err(told)?;
+            let version = args.image_version.map(|version| version.to_string());
+            let version = version.unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
+            Plan::make(&profile, &version, source_date()?, programs, packages)
+        }
+    };
+    plan.map_err(told)
+}
+
+/// A file that was written into the folder of the image.
+struct Written {
+    name: String,
+    bytes: u64,
+    /// Of those that are small enough to be in memory.
+    sha256: Option<Digest>,
+}
+
+impl Written {
+    fn on_disk(folder: &Path, name: String) -> Result<Self, Error> {
+        let path = folder.join(&name);
+        let bytes = std::fs::metadata(&path).map_err(cannot_write(&path))?.len();
+        Ok(Self {
+            name,
+            bytes,
+            sha256: None,
+        })
+    }
+}
+
+fn wants(args: &ImageBuild, format: ImageFormat) -> bool {
+    match &args.formats[..] {
+        [] => format == ImageFormat::Uki,
+        formats => formats.contains(&format),
+    }
+}
+
+fn stem(plan: &Plan) -> String {
+    format!("casemate_{}", plan.version)
+}
+
+/// Writes the plan, the bill of materials, and what boots without a disk.
+fn write_parts(args: &ImageBuild, plan: &Plan, image: &Image) -> Result<Vec<Written>, Error> {
     let mut made = Vec::new();
     let mut write = |name: String, bytes: &[u8]| {
         let path = args.out.join(&name);
         std::fs::write(&path, bytes).map_err(cannot_write(&path))?;
-        made.push((name, bytes.len() as u64, Some(Digest::of(bytes))));
-        Ok::<_, Error>(path)
+        made.push(Written {
+            name,
+            bytes: bytes.len() as u64,
+            sha256: Some(Digest::of(bytes)),
+        });
+        Ok::<_, Error>(())
     };
     write("plan.json".to_owned(), plan.to_text().as_bytes())?;
-    let name = format!("casemate_{}", plan.version);
+    let name = stem(plan);
     write(
         format!("{name}.cdx.json"),
         image.bill_of_materials.as_bytes(),
     )?;
-    let formats = match &args.formats[..] {
-        [] => &[ImageFormat::Uki][..],
-        formats => formats,
-    };
-    let wants = |format| formats.contains(&format);
-    if wants(ImageFormat::Uki) {
+    if wants(args, ImageFormat::Uki) {
         write(format!("{name}.efi"), &image.uki)?;
     }
-    if wants(ImageFormat::Direct) {
+    if wants(args, ImageFormat::Direct) {
         write(format!("{name}.vmlinuz"), &image.kernel)?;
         write(format!("{name}.initramfs"), &image.initramfs)?;
         write(
@@ -83,50 +129,59 @@ pub(super) fn build(cx: &Context, args: &ImageBuild) -> Result<(), Error> {
             format!("{}\n", image.command_line).as_bytes(),
         )?;
     }
+    Ok(made)
+}
+
+/// Writes the disk, in each of the formats that are wanted.
+fn write_disks(args: &ImageBuild, plan: &Plan, image: &Image) -> Result<Vec<Written>, Error> {
+    let mut made = Vec::new();
+    let name = stem(plan);
     let raw = args.out.join(format!("{name}.raw"));
-    if wants(ImageFormat::Raw) || wants(ImageFormat::Qcow2) {
-        progress.say("writing the disk");
-        disk(&raw, &image, &plan, args.state_mib)?;
-        if wants(ImageFormat::Raw) {
-            let size = std::fs::metadata(&raw).map_err(cannot_write(&raw))?.len();
-            made.push((format!("{name}.raw"), size, None));
-        }
+    disk(&raw, image, plan, args.state_mib)?;
+    if wants(args, ImageFormat::Raw) {
+        made.push(Written::on_disk(&args.out, format!("{name}.raw"))?);
     }
-    if wants(ImageFormat::Qcow2) {
-        let qcow2 = args.out.join(format!("{name}.qcow2"));
-        convert(&raw, &qcow2)?;
-        let size = std::fs::metadata(&qcow2)
-            .map_err(cannot_write(&qcow2))?
-            .len();
-        made.push((format!("{name}.qcow2"), size, None));
-        if !wants(ImageFormat::Raw) {
+    if wants(args, ImageFormat::Qcow2) {
+        convert(&raw, &args.out.join(format!("{name}.qcow2")))?;
+        made.push(Written::on_disk(&args.out, format!("{name}.qcow2"))?);
+        if !wants(args, ImageFormat::Raw) {
             std::fs::remove_file(&raw).map_err(cannot_write(&raw))?;
         }
     }
-    drop(progress);
-    let files: Vec<_> = made
-        .iter()
-        .map(|(file, bytes, sha256)| json!({ "file": args.out.join(file), "bytes": bytes, "sha256": sha256 }))
-        .collect();
+    Ok(made)
+}
+
+fn tell(
+    cx: &Context,
+    args: &ImageBuild,
+    plan: &Plan,
+    image: &Image,
+    made: &[Written],
+) -> Result<(), Error> {
+    let files = made.iter().map(|written| {
+        let file = args.out.join(&written.name);
+        json!({ "file": file, "bytes": written.bytes, "sha256": written.sha256 })
+    });
     let result = json!({
         "version": plan.version, "profile": plan.profile, "kernel": plan.kernel.version,
-        "files": files, "executables": image.executables,
+        "files": files.collect::<Vec<_>>(), "executables": image.executables,
     });
     cx.output.result(&result, || {
-        let rows: Vec<_> = made
-            .iter()
-            .map(|(file, bytes, digest)| {
-                let digest = digest.map_or("-".to_owned(), |digest| digest.to_string());
-                vec![
-                    args.out.join(file).display().to_string(),
-                    format!("{:.1} MB", *bytes as f64 / 1e6),
-                    digest,
-                ]
-            })
-            .collect();
+        let row = |written: &Written| {
+            let digest = written.sha256;
+            vec![
+                args.out.join(&written.name).display().to_string(),
+                format!("{:.1} MB", written.bytes as f64 / 1e6),
+                digest.map_or("-".to_owned(), |digest| digest.to_string()),
+            ]
+        };
+        let rows: Vec<_> = made.iter().map(row).collect();
         table(&["FILE", "SIZE", "SHA-256"], &rows)
     })?;
-    cx.output.hint("A node boots it with a join token from its seed: see the operator's guide, \"A node from an image\".");
+    cx.output.hint(
+        "A node boots it with a join token from its seed: see the operator's guide, \"A node from \
+         an image\".",
+    );
     Ok(())
 }
 
@@ -173,7 +228,7 @@ fn cache() -> Result<PathBuf, Error> {
     folder.map(|folder| folder.join("casemate")).ok_or_else(|| {
         Error::new(
             Code::Usage,
-            "there is no place for downloads",
+            "there is no folder for downloads",
             "set HOME or XDG_CACHE_HOME",
         )
     })
@@ -188,7 +243,7 @@ fn source_date() -> Result<u32, Error> {
         let next = "set it to Unix seconds, or not at all";
         Error::new(
             Code::Usage,
-            format!("{SOURCE_DATE} is no time: {text:?}"),
+            format!("{SOURCE_DATE} is not a time: {text:?}"),
             next,
         )
         .source(Box::<dyn std::error::Error + Send + Sync>::from(format!(
@@ -200,14 +255,14 @@ fn source_date() -> Result<u32, Error> {
 fn cannot_write(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let place = path.display().to_string();
     move |error| {
-        let next = "check the folder, and that there is room";
+        let next = "check the folder and the free disk space";
         Error::new(Code::CannotCreate, "cannot write the image", next)
             .at(place)
             .source(error)
     }
 }
 
-/// What the builder says, with a next step.
+/// The builder's error, with a next step.
 fn told(error: casemate_images::Error) -> Error {
     use casemate_images::Error as E;
     let (code, next) = match &error {
@@ -220,7 +275,7 @@ fn told(error: casemate_images::Error) -> Error {
             Code::Unreachable,
             "check that the tool is installed and that Debian's archive can be reached",
         ),
-        E::File { .. } => (Code::Io, "check the path, and that there is room"),
+        E::File { .. } => (Code::Io, "check the path and the free disk space"),
         E::Key(_) => (
             Code::Input,
             "sign with an RSA key of 2048 bits, which every TPM knows: `openssl genrsa 2048`",
@@ -228,7 +283,7 @@ fn told(error: casemate_images::Error) -> Error {
         E::Version(_) => (Code::Usage, "give it a version such as 1.2.3"),
         E::Digest { .. } => (
             Code::Refused,
-            "the plan names other bytes: plan anew, or find out who changed them",
+            "the plan names other bytes: make a new plan, or find out who changed them",
         ),
         _ => (
             Code::Internal,

@@ -1,4 +1,4 @@
-//! `casemate image push` and `list`: from a file to what the machines of a pool are to run.
+//! `casemate image push` and `list`: an image file becomes the image of the machines of a pool.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -22,17 +22,17 @@ use serde_json::json;
 use crate::args::ImagePush;
 use crate::client::Api;
 use crate::error::{Code, Error};
-use crate::machine::{DAY, date, now};
+use crate::machine::{DAY, date, now, short};
 use crate::memory::refused_statement;
 use crate::output::{Progress, table};
 use crate::session::{Context, Session};
 
-/// How often a part is tried that does not arrive; what has arrived counts the tries anew.
+/// How often a part that does not arrive is sent again; each part that arrives resets the count.
 const TRIES: u32 = 5;
-/// Between two tries.
+/// Pause between two tries.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// An image file, read whole: it is checked and hashed before a byte of it is sent.
+/// An image file, read whole: the file is checked and hashed before any byte of it is sent.
 struct Candidate {
     bytes: Bytes,
     digest: Digest,
@@ -57,7 +57,8 @@ impl Candidate {
             return Err(Error::new(Code::Input, what, next).at(path.display()));
         }
         let no_image = |error: Box<dyn std::error::Error + Send + Sync>| {
-            let next = "name a .efi file that `casemate image build` made; `--image-version` gives it a version";
+            let next = "name a .efi file that `casemate image build` made; `--image-version` gives \
+                 it a version";
             Error::new(Code::Input, "the file cannot be pushed", next)
                 .at(path.display())
                 .source(error)
@@ -65,8 +66,10 @@ impl Candidate {
         let inspected = inspect(&bytes).map_err(|error| no_image(error.into()))?;
         let is_whole = inspected.is_signed && inspected.is_approved;
         if !is_whole && !may_be_unsigned {
-            // Machines with Secure Boot would have to be started again by hand.
-            let next = "build it with `--secure-boot-key`; `--unsigned` is for machines without Secure Boot";
+            // A machine with Secure Boot would not start an unsigned image, and somebody would have
+            // to repair it by hand.
+            let next = "build it with `--secure-boot-key`; `--unsigned` is for machines without \
+                 Secure Boot";
             return Err(Error::new(
                 Code::Refused,
                 "the image is not signed, or was changed since",
@@ -100,7 +103,7 @@ pub(super) async fn push(cx: &Context, args: &ImagePush) -> Result<(), Error> {
             return Err(Error::new(
                 Code::NotFound,
                 format!("there is no pool {pool}"),
-                "`casemate pool list` shows those that there are",
+                "`casemate pool list` shows the pools of the fleet",
             ));
         }
     }
@@ -117,10 +120,11 @@ pub(super) async fn push(cx: &Context, args: &ImagePush) -> Result<(), Error> {
         expires: issued + u64::from(args.lifetime.expires_days) * DAY,
     };
     let envelope = statement.sign(&[&root]);
-    // What would be refused is refused before minutes of upload, and changes nothing.
+    // Everything that would be refused is refused here, before minutes of upload, and changes
+    // nothing.
     let decided = session.known.decide(&envelope, now());
     drop(decided.map_err(|refusal| refused_statement(&envelope, refusal))?);
-    // Others work with this home meanwhile.
+    // Other commands may use this home during the upload.
     session.unlock();
     let progress = cx.output.progress("uploading the image");
     let sent_bytes = upload(&mut session.api, &image, &progress).await?;
@@ -135,17 +139,18 @@ pub(super) async fn push(cx: &Context, args: &ImagePush) -> Result<(), Error> {
     let names = names.join(", ");
     cx.output.result(&result, || {
         format!(
-            "image {} is what the machines of {names} are to run, sha256 {}",
+            "image {} is now the image of the machines of {names}, sha256 {}",
             image.version, image.digest
         )
     })?;
     cx.output.hint(
-        "Each node fetches it and checks it; machines that boot images then change over. `casemate node list` shows how far they are.",
+        "Each node fetches and checks the image; machines that boot from images then restart into \
+         it. `casemate node list` shows how far they are.",
     );
     Ok(())
 }
 
-/// Sends what is not there yet, part by part; how many bytes that were.
+/// Sends the parts that the control plane lacks; returns the number of bytes sent.
 async fn upload(api: &mut Api, image: &Candidate, progress: &Progress) -> Result<u64, Error> {
     let total = image.bytes.len() as u64;
     let path = format!("/v1/images/{}", image.digest);
@@ -159,7 +164,7 @@ async fn upload(api: &mut Api, image: &Candidate, progress: &Progress) -> Result
             let offset = there.received_bytes.min(total);
             progress.bytes("uploading the image", offset, total);
             let end = total.min(offset + MAX_IMAGE_PART_BYTES);
-            // Both are within a file that is in memory.
+            // Both indexes are within a file that is in memory.
             let part = image.bytes.slice(offset as usize..end as usize);
             let path = format!("{path}?offset={offset}&bytes={total}");
             let kind = "application/octet-stream";
@@ -181,7 +186,8 @@ async fn upload(api: &mut Api, image: &Candidate, progress: &Progress) -> Result
                     next,
                 )
             }
-            // What arrived of the part stays there; somebody else may upload the same file.
+            // The control plane keeps the parts that arrived; another person may upload the same
+            // file at the same time.
             Err(error) if matches!(error.code(), Code::Unreachable | Code::Conflict) => error,
             Err(error) => return Err(error),
         };
@@ -198,11 +204,12 @@ async fn upload(api: &mut Api, image: &Candidate, progress: &Progress) -> Result
 pub(super) async fn list(cx: &Context) -> Result<(), Error> {
     let mut session = Session::open(cx).await?;
     let list: ImageList = session.api.get("/v1/images").await?;
-    // Lower ones first: each is judged like the next one of its pools.
+    // Lower versions first: each image is judged as the next one of its pools.
     for view in list.images.iter().rev() {
         if let Some(why) = doubt(&mut session, view) {
             cx.output.warn(&format!(
-                "image {} is not what the root has signed, or not the newest: {why}; no node accepts it",
+                "image {} is not what the root has signed, or not the newest: {why}; no node \
+                 accepts it",
                 view.version
             ));
         }
@@ -219,7 +226,7 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
                     pools.join(", "),
                     format!("{:.1} MB", image.bytes as f64 / 1e6),
                     date(image.expires),
-                    super::short(&image.digest),
+                    short(&image.digest),
                 ]
             })
             .collect();
@@ -227,7 +234,8 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
     })
 }
 
-/// Signs the images of an earlier root anew with the newest one's key, for machines that start afresh; how many.
+/// Signs the images that an earlier root signed again with the newest root's key, for machines that
+/// join later; returns how many.
 pub(super) async fn sign_anew(
     session: &mut Session<'_>,
     root: &SigningKey,
@@ -244,7 +252,8 @@ pub(super) async fn sign_anew(
     let mut count = 0;
     for view in list.images {
         let is_signed = view.statement.verify(&[root.public()], 1);
-        // The control plane's word for what the root has said is not taken.
+        // Only statements that this home knows to be signed by the root are signed again; the
+        // control plane's claim does not suffice.
         if !is_signed && session.known.was_signed_by_root(&view.statement) {
             let payload = view.statement.unverified_payload().to_vec();
             let again = Envelope::sign(view.statement.payload_type(), payload, &[root]);
@@ -255,7 +264,7 @@ pub(super) async fn sign_anew(
     Ok(count)
 }
 
-/// Why what the control plane shows is not to be believed, if it is not.
+/// Why a listed image is not to be believed, if so.
 fn doubt(session: &mut Session<'_>, view: &ImageView) -> Option<String> {
     let image = match Image::read(&view.statement) {
         Ok(image) => image,

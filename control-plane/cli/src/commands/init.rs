@@ -1,4 +1,4 @@
-//! `casemate init`: a project to begin with.
+//! `casemate init`: creates a project.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -76,7 +76,7 @@ mod tests {
     use crate::project::Project;
 
     #[tokio::test]
-    async fn what_is_scaffolded_is_a_project_that_bundles() {
+    async fn the_created_project_can_be_bundled() {
         for (main, source) in [("src/main.ts", TYPESCRIPT), ("src/main.js", JAVASCRIPT)] {
             let dir = tempfile::tempdir().unwrap();
             let text = PROJECT

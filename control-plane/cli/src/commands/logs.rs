@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use casemate_api::log::{LogQuery, LogRecord};
 use casemate_api::tenant::TenantStatus;
 use casemate_trust::id::TenantId;
@@ -16,10 +17,12 @@ use crate::error::{Code, Error};
 use crate::machine::{date_ms, now, printable, printable_lines};
 use crate::session::{Context, Session};
 
-/// Before a broken stream is opened again; twice as long after each try, up to the second.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-/// Records that are shown where nothing is looked for.
+/// Pauses before a broken stream is opened again.
+const REOPEN: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(500))
+    .with_max_delay(Duration::from_secs(15))
+    .without_max_times();
+/// Number of records that are shown without a search.
 const LAST: usize = 100;
 /// Longest line that is read, bytes.
 const MAX_LINE_BYTES: usize = 1024 * 1024;
@@ -52,29 +55,31 @@ pub(super) async fn logs(cx: &Context, args: &Logs) -> Result<(), Error> {
         return Ok(());
     }
     query.follow = true;
-    let mut pause = FIRST_PAUSE;
+    let mut pauses = REOPEN.build();
     loop {
         query.since = since;
-        match session.api.stream(&path(&query)).await {
+        let pause = match session.api.stream(&path(&query)).await {
             Ok(stream) => {
-                pause = FIRST_PAUSE;
                 follow(cx, stream, &mut since).await?;
                 cx.output.warn("the stream of logs broke; opening it again");
+                pauses = REOPEN.build();
+                pauses.next().unwrap_or_default()
             }
             Err(error) if error.code() == Code::Unreachable => {
+                let pause = pauses.next().unwrap_or_default();
                 cx.output.warn(&format!(
                     "the control plane is away; trying again in {} s",
                     pause.as_secs().max(1)
                 ));
+                pause
             }
             Err(error) => return Err(error),
-        }
+        };
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
-/// What was asked for.
+/// The query that the arguments describe.
 fn query(args: &Logs) -> LogQuery {
     let now_ms = now().saturating_mul(1000);
     LogQuery {
@@ -91,7 +96,7 @@ fn query(args: &Logs) -> LogQuery {
     }
 }
 
-/// A query as it stands in an address.
+/// A query as it is written in a URL.
 fn encoded(query: &LogQuery) -> String {
     let mut text = form_urlencoded::Serializer::new(String::new());
     text.append_pair("follow", &query.follow.to_string());
@@ -112,7 +117,7 @@ fn encoded(query: &LogQuery) -> String {
     text.finish()
 }
 
-/// A mistyped name has no records, and would be waited for in vain.
+/// Refuses a mistyped name: it has no records, and the command would wait for them in vain.
 async fn require_function(
     session: &mut Session<'_>,
     tenant: &TenantId,
@@ -125,10 +130,13 @@ async fn require_function(
     }
     let known: Vec<_> = status.functions.keys().map(Name::as_str).collect();
     let next = if known.is_empty() {
-        "`casemate deploy` makes one; without a name, `casemate logs` shows the records of those that were removed".to_owned()
+        "`casemate deploy` makes one; without a name, `casemate logs` shows the records of those \
+         that were removed"
+            .to_owned()
     } else {
         format!(
-            "there are {}; without a name, `casemate logs` shows the records of all, and of those that were removed",
+            "there are {}; without a name, `casemate logs` shows the records of all, and of those \
+             that were removed",
             known.join(", ")
         )
     };
@@ -162,7 +170,7 @@ async fn follow(cx: &Context, mut stream: Incoming, since: &mut Option<u64>) -> 
     Ok(())
 }
 
-/// A record; empty lines keep a quiet stream alive.
+/// Parses a record; empty lines keep an idle stream alive.
 fn read(line: &[u8]) -> Option<LogRecord> {
     serde_json::from_slice(line).ok()
 }

@@ -1,4 +1,4 @@
-//! What the commands do.
+//! The implementation of the commands.
 
 mod compare;
 mod confirm;
@@ -6,6 +6,7 @@ mod deploy;
 mod doctor;
 mod environment;
 mod expiry;
+mod finish;
 mod fleet;
 mod freshness;
 mod image;
@@ -18,36 +19,34 @@ mod origin;
 mod pools;
 mod rotate;
 mod secrets;
+mod show_key;
 mod status;
 mod stopped;
 mod tenant_keys;
 mod tenants;
 mod tokens;
+mod usage;
 mod versions;
 mod whoami;
+mod write_once;
 
 use std::ffi::OsString;
-use std::path::Path;
 use std::sync::OnceLock;
 
-use casemate_trust::key::PublicKey;
-use casemate_trust::keyfile::Purpose;
 use clap::FromArgMatches as _;
-use clap::error::{ContextKind, ContextValue, ErrorKind};
-
-pub(crate) use deploy::put_command;
 
 use crate::args::{self, Cli, Command};
 use crate::clock::Clocks;
 use crate::complete;
 use crate::error::{Code, Error};
-use crate::home::{Home, write_private};
+use crate::home::Home;
 use crate::keys::Passphrases;
 use crate::output::Output;
 use crate::project::Project;
 use crate::session::Context;
+use usage::{is_help, may_hold_a_secret, not_repeated, usage};
 
-/// Run what was typed; the exit code.
+/// Run the typed command; returns the exit code.
 pub async fn run(typed: Vec<OsString>) -> u8 {
     let json = typed.iter().any(|word| word == "--json");
     let parsed = args::command()
@@ -56,7 +55,7 @@ pub async fn run(typed: Vec<OsString>) -> u8 {
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => {
-            // Help and version; a closed pipe is nothing to complain about.
+            // Help and version; a closed pipe is not an error.
             let _ = error.print();
             return 0;
         }
@@ -82,101 +81,6 @@ pub async fn run(typed: Vec<OsString>) -> u8 {
             error.code().exit()
         }
     }
-}
-
-/// Whether the parser's own messages, which repeat what was typed, must not be shown: a value may have gone anywhere. Looked
-/// for as a word, wherever it stands, because a line that was not understood has no parts that one could rely on.
-fn may_hold_a_secret(typed: &[OsString]) -> bool {
-    typed.iter().any(|word| word == "secret" || word == "login")
-}
-
-fn is_help(kind: ErrorKind) -> bool {
-    kind == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
-}
-
-/// The error for such a line: what it says comes from the parser's own list of arguments, never from what was typed.
-fn not_repeated(error: &clap::Error, typed: &[OsString]) -> Error {
-    let mut root = args::command();
-    root.build();
-    let command = meant(&root, typed);
-    let mut lines = vec![command.clone().render_usage().to_string()];
-    let stray = matches!(
-        error.kind(),
-        ErrorKind::UnknownArgument | ErrorKind::TooManyValues
-    );
-    if stray && command.get_name() == "put" {
-        return value_in_argv().lines(lines);
-    }
-    let named: Vec<String> = match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(name)) => vec![name.clone()],
-        Some(ContextValue::Strings(names)) => names.clone(),
-        _ => Vec::new(),
-    };
-    let (what, problem) = match error.kind() {
-        ErrorKind::MissingRequiredArgument => ("an argument is missing", "missing"),
-        ErrorKind::ArgumentConflict => (
-            "arguments exclude each other",
-            "cannot be used with another",
-        ),
-        ErrorKind::InvalidSubcommand => ("there is no such command", "not what is expected"),
-        ErrorKind::MissingSubcommand => ("a command is missing", "missing"),
-        ErrorKind::UnknownArgument => ("an option is not known here", "not known"),
-        _ => ("an argument has an invalid value", "not what is expected"),
-    };
-    let declared = command
-        .get_arguments()
-        .map(|argument| (argument.to_string(), argument));
-    let declared: Vec<_> = declared.filter(|(name, _)| named.contains(name)).collect();
-    lines.extend(declared.into_iter().map(|(name, argument)| {
-        let help = argument.get_help().map(|help| format!(" ({help})"));
-        format!("{name}: {problem}{}", help.unwrap_or_default())
-    }));
-    if command.has_subcommands() {
-        let names = command.get_subcommands().map(clap::Command::get_name);
-        lines.push(format!(
-            "commands: {}",
-            names.collect::<Vec<_>>().join(", ")
-        ));
-    }
-    Error::new(
-        Code::Usage,
-        format!("{what}; what was typed is not repeated, because it may hold a secret"),
-        "values go to standard input or into a file; change one that was typed into the command line. `--help` says more",
-    )
-    .lines(lines)
-}
-
-/// The command that the declared words among what was typed lead to.
-fn meant<'a>(root: &'a clap::Command, typed: &[OsString]) -> &'a clap::Command {
-    let mut command = root;
-    for word in typed.iter().skip(1) {
-        command = word
-            .to_str()
-            .and_then(|word| command.find_subcommand(word))
-            .unwrap_or(command);
-    }
-    command
-}
-
-fn value_in_argv() -> Error {
-    Error::new(
-        Code::Usage,
-        "a secret's value does not belong on the command line, where everybody on this machine can read it",
-        "give it on standard input, with `--from-file FILE`, or type it when asked: \
-         `casemate secret put NAME --host HOST`. Change the value if this machine is not yours alone",
-    )
-}
-
-fn usage(error: &clap::Error) -> Error {
-    let text = error.render().to_string();
-    let mut lines = text
-        .lines()
-        .map(str::trim_end)
-        .filter(|line| !line.is_empty());
-    let what = lines.next().unwrap_or("the command line is not understood");
-    let what = what.strip_prefix("error: ").unwrap_or(what);
-    Error::new(Code::Usage, what, "see `casemate COMMAND --help`")
-        .lines(lines.map(str::to_owned).collect::<Vec<_>>())
 }
 
 async fn dispatch(cli: Cli, output: Output) -> Result<(), Error> {
@@ -261,111 +165,12 @@ async fn act(cx: &Context, command: Command) -> Result<(), Error> {
     }
 }
 
-/// Write something that is shown once into a file for its owner alone; whether it was.
-fn write_once(out: Option<&Path>, text: &str) -> Result<bool, Error> {
-    let Some(path) = out else { return Ok(false) };
-    if path.exists() {
-        return Err(Error::new(
-            Code::Exists,
-            "the file is there already",
-            "name another file, or remove it first",
-        )
-        .at(path.display()));
-    }
-    let path = if path.is_absolute() {
-        path.to_owned()
-    } else {
-        Path::new(".").join(path)
-    };
-    write_private(&path, format!("{text}\n").as_bytes())?;
-    Ok(true)
-}
-
-/// The beginning of a digest, for people.
-pub(crate) fn short(digest: &impl std::fmt::Display) -> String {
-    digest.to_string().chars().take(12).collect()
-}
-
-/// Makes a key in its two files, or finds the key that is there, and prints its public half; whether it is new.
-fn show_key(
-    cx: &Context,
-    files: (&str, &str),
-    purpose: Purpose,
-    plain: bool,
-    name: &str,
-) -> Result<(PublicKey, bool), Error> {
-    let (public, new) = cx.keys().find_or_make(files, purpose, plain, name)?;
-    let fingerprint = public.fingerprint();
-    let result =
-        serde_json::json!({ "public_key": public, "fingerprint": fingerprint, "new": new });
-    cx.output.result(&result, || {
-        format!("public key   {public}\nfingerprint  {fingerprint}")
-    })?;
-    Ok((public, new))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn words(text: &str) -> Vec<OsString> {
         text.split(' ').map(OsString::from).collect()
-    }
-
-    #[test]
-    fn what_was_typed_around_a_secret_is_never_repeated() {
-        for line in [
-            "casemate secret put KEY hunter2 --host a.test",
-            "casemate secret put KEY --host a.test --valeu hunter2",
-            "casemate secret put KEY=hunter2 --host a.test",
-            "casemate secret put KEY --host a.test=hunter2",
-            "casemate secret put KEY --host a.test --method hunter2",
-            "casemate secret put KEY --host a.test --wait hunter2",
-            "casemate secret put KEY --host a.test --slot hunter2",
-            "casemate secret --json put KEY hunter2 --host a.test",
-            "casemate secret KEY=hunter2",
-            "casemate secret rm KEY=hunter2",
-            "casemate --jsn secret put KEY hunter2",
-            "casemate secret put --host=a.test --from-file --json=hunter2",
-            "casemate login https://a.test hunter2",
-        ] {
-            let typed = words(line);
-            let error = args::command().try_get_matches_from(&typed).unwrap_err();
-            assert!(
-                may_hold_a_secret(&typed) && !is_help(error.kind()),
-                "{line}"
-            );
-            let told = not_repeated(&error, &typed);
-            let all = told.to_text() + &told.to_json().to_string();
-            assert!(!all.contains("hunter2"), "{line}: {all}");
-        }
-    }
-
-    #[test]
-    fn the_argument_is_named() {
-        for (line, named) in [
-            (
-                "casemate secret put KEY=hunter2 --host a.test",
-                "[NAME]: not what is expected (Name of the secret, such as STRIPE_KEY)",
-            ),
-            ("casemate secret put KEY", "Usage: casemate secret put"),
-            ("casemate secret get KEY", "commands: put, list, rm"),
-            ("casemate secret list KEY", "Usage: casemate secret list"),
-            (
-                "casemate secret put KEY hunter2 --host a.test",
-                "does not belong on the command line",
-            ),
-            ("casemate secret put KEY", "--host <HOST[:PORT]>: missing"),
-            (
-                "casemate secret put KEY --host a.test --wait x",
-                "--wait <SECONDS>: not what",
-            ),
-        ] {
-            let typed = words(line);
-            let error = args::command().try_get_matches_from(&typed).unwrap_err();
-            let text = not_repeated(&error, &typed).to_text();
-            assert!(text.contains(named), "{line}: {text}");
-        }
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! Where a release comes from: what its author says, or what git says of the project's folder.
+//! The note of a release: the author's message, or the last commit of the project's folder.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -7,7 +7,7 @@ use casemate_trust::note::Note;
 
 use crate::machine::now;
 
-/// The note of a deployment; `None` where nothing is to be noted.
+/// The note of a deployment; `None` if there is none.
 pub(super) fn note(folder: &Path, message: Option<&str>) -> Option<Note> {
     if message == Some("") {
         return None;
@@ -17,7 +17,7 @@ pub(super) fn note(folder: &Path, message: Option<&str>) -> Option<Note> {
         &["log", "-1", "--no-show-signature", "--format=%h %s%n%an"],
     );
     let commit = commit.as_deref().and_then(|text| text.split_once('\n'));
-    // A person has a name in git's settings; a job of a CI has none, and deploys somebody's commit.
+    // A person's name is in git's settings; a CI job has none, so the commit's author is used.
     let author = git(folder, &["config", "user.name"])
         .or_else(|| commit.map(|(_, author)| author.to_owned()))
         .or_else(|| std::env::var("USER").ok());
@@ -30,7 +30,7 @@ pub(super) fn note(folder: &Path, message: Option<&str>) -> Option<Note> {
     Some(note)
 }
 
-/// What git answers about a folder, if there is a git that knows it.
+/// The output of git in a folder, if git is installed and the folder is a repository.
 fn git(folder: &Path, words: &[&str]) -> Option<String> {
     let ran = Command::new("git")
         .arg("-C")
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_goes_before_the_last_commit_and_an_empty_one_notes_nothing() {
+    fn a_message_replaces_the_last_commit_and_an_empty_one_leaves_no_note() {
         let dir = tempfile::tempdir().unwrap();
         let said = note(dir.path(), Some("the till rounds up\n\nmore"));
         assert_eq!(said.unwrap().message, "the till rounds up");

@@ -9,7 +9,7 @@ use super::{fleet::new_pool, nodes};
 use crate::args::{PoolAdd, PoolRotate};
 use crate::error::{Code, Error};
 use crate::keys::{ROOT, pool_file};
-use crate::machine::{DAY, date, now};
+use crate::machine::{DAY, date, now, short};
 use crate::output::table;
 use crate::session::{Context, Session};
 
@@ -28,7 +28,7 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
                     pool.epoch.to_string(),
                     pool.nodes.to_string(),
                     date(pool.expires),
-                    key.map(|pool| super::short(&pool.public_key.fingerprint()))
+                    key.map(|pool| short(&pool.public_key.fingerprint()))
                         .unwrap_or_default(),
                 ]
             })
@@ -44,7 +44,7 @@ pub(super) async fn add(cx: &Context, args: &PoolAdd) -> Result<(), Error> {
     if session.known.judge().newest_pool(&args.name).is_some() {
         return Err(Error::new(
             Code::Exists,
-            format!("there is a pool {} already", args.name),
+            format!("the pool {} exists already", args.name),
             "choose another name, or make a new key for it with `casemate pool rotate`",
         ));
     }
@@ -64,7 +64,7 @@ pub(super) async fn rotate(cx: &Context, args: &PoolRotate) -> Result<(), Error>
         Error::new(
             Code::NotFound,
             format!("there is no pool {}", args.name),
-            "`casemate pool list` shows those that there are; `casemate pool add` makes one",
+            "`casemate pool list` shows the pools of the fleet; `casemate pool add` makes one",
         )
     })?;
     sign(&mut session, &args.name, epoch, args.lifetime.expires_days).await?;
@@ -75,16 +75,19 @@ pub(super) async fn rotate(cx: &Context, args: &PoolRotate) -> Result<(), Error>
         "grants": granted.len(),
         "nodes": granted,
     });
-    // By name: the operator sees whether one is among them that should not be.
+    // The nodes are listed by name: the operator sees whether an unexpected one is among them.
     cx.output.result(&result, || {
         let names: Vec<_> = granted.iter().map(Name::as_str).collect();
         let given = match names.len() {
-            0 => "no node was given it".to_owned(),
+            0 => "no node received it".to_owned(),
             _ => format!("given to {}", names.join(", ")),
         };
         format!("pool {} has a new key, epoch {epoch}; {given}", args.name)
     })?;
-    cx.output.hint("Secrets that tenants put from now on are sealed to it; earlier ones open until the old key expires.");
+    cx.output.hint(
+        "Secrets that tenants put from now on are sealed to it; earlier ones open until \
+         the old key expires.",
+    );
     Ok(())
 }
 
@@ -95,7 +98,7 @@ async fn sign(session: &mut Session<'_>, name: &Name, epoch: u64, days: u32) -> 
     let issued = session.known.judge().time(now());
     let expires = issued + u64::from(days) * DAY;
     let (pool, seed) = new_pool(session.fleet(), name.clone(), epoch, (issued, expires))?;
-    // The private half is on the disk before anybody can seal to the public one.
+    // The private half is on the disk before a tenant can seal to the public one.
     let file = pool_file(name, epoch);
     cx.keys().create(&file, Purpose::Pool, &seed, &protection)?;
     session.publish(&pool.sign(&[&root])).await?;

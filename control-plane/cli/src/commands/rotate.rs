@@ -18,7 +18,7 @@ pub(super) fn rotate_root(cx: &Context) -> Result<(), Error> {
     let root = known.judge().root().cloned();
     let root = root.ok_or_else(|| Error::internal("a fleet without a root"))?;
     let next = keys.next((ROOT, Purpose::FleetRoot))?;
-    // A rotation that was cut off goes on where it was.
+    // A rotation that was interrupted continues where it stopped.
     if !root.keys.contains(&next.public()) {
         let old = keys.signing(ROOT, Purpose::FleetRoot)?;
         let issued = known.judge().time(now());
@@ -37,13 +37,13 @@ pub(super) fn rotate_root(cx: &Context) -> Result<(), Error> {
     let result = json!({ "fleet": known.fleet(), "root": version, "signed_anew": count, "earlier_key": kept });
     cx.output.result(&result, || {
         format!(
-            "root {version} is signed by root {} and holds; {count} statements are signed anew",
+            "root {version} is signed by root {} and holds; {count} statements are signed again",
             version - 1
         )
     })?;
     cx.output.hint(&format!(
-        "Next, at once: `casemate fleet publish`. The fingerprint stays. Back up {}; the earlier key is kept as {} and signs \
-         nothing any more once every node has the new root.",
+        "Next, at once: `casemate fleet publish`. The fingerprint stays. Back up {}; the earlier \
+         key is kept as {} and signs nothing any more once every node has the new root.",
         cx.home.file(ROOT).display(),
         kept.display()
     ));

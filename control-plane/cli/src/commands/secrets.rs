@@ -1,18 +1,18 @@
-//! `casemate secret`: what is sealed, and what is withdrawn.
+//! `casemate secret`: seals and withdraws secrets.
 
 mod put;
 
 use std::collections::BTreeMap;
 
-use casemate_trust::release::Scheme;
-use casemate_trust::secret::{SecretLimits, SecretPlace};
+use casemate_trust::secret::SecretPlace;
 use serde_json::json;
 
 use super::confirm::confirm;
-use super::deploy::finish;
+use super::finish::finish;
 use crate::args::{SecretRemove, Whose};
-use crate::endpoint::authority;
+use crate::endpoint::authorities;
 use crate::error::{Code, Error};
+use crate::machine::short;
 use crate::output::table;
 use crate::session::Context;
 use crate::tenancy::Tenancy;
@@ -31,7 +31,7 @@ pub(super) async fn list(cx: &Context, whose: &Whose) -> Result<(), Error> {
                 let limits = &place.limits;
                 let ca = limits
                     .ca
-                    .map_or_else(|| "node's".to_owned(), |ca| super::short(&ca));
+                    .map_or_else(|| "node's".to_owned(), |ca| short(&ca));
                 let methods: Vec<_> = limits.methods.iter().map(ToString::to_string).collect();
                 let paths: Vec<_> = limits.paths.iter().map(ToString::to_string).collect();
                 let slots: Vec<_> = limits.slots.iter().map(|slot| slot.as_str()).collect();
@@ -76,7 +76,7 @@ pub(super) async fn list(cx: &Context, whose: &Whose) -> Result<(), Error> {
     Ok(())
 }
 
-/// Where the secrets of the newest manifest may go.
+/// The hosts that the secrets of the newest manifest may go to.
 pub(super) fn places(tenancy: &Tenancy<'_>) -> Vec<SecretPlace> {
     let listed = tenancy
         .manifest()
@@ -89,15 +89,15 @@ pub(super) fn places(tenancy: &Tenancy<'_>) -> Vec<SecretPlace> {
         .collect()
 }
 
-/// Say what is sealed to a pool key that was replaced.
+/// Warn about secrets that are sealed to a replaced pool key.
 pub(super) fn warn_of_old_keys(tenancy: &Tenancy<'_>, places: &[SecretPlace]) {
     for place in places {
         let newest = tenancy.session.known.judge().newest_pool(&place.pool);
         let judge = tenancy.session.known.judge();
         if judge.is_exposed(&place.pool, place.epoch) {
             tenancy.session.cx.output.warn(&format!(
-                "{} is sealed to epoch {} of pool {}, whose key a revoked node knows: have whoever issued the \
-                 credential replace it, and put the new one",
+                "{} is sealed to epoch {} of pool {}, whose key a revoked node knows: have the \
+                 issuer of the credential replace it, and put the new one",
                 place.name, place.epoch, place.pool
             ));
             continue;
@@ -150,18 +150,4 @@ pub(super) async fn remove(cx: &Context, args: &SecretRemove) -> Result<(), Erro
     let told = format!("{} is withdrawn", args.name);
     let more = json!({ "secret": args.name });
     finish(&mut tenancy, &args.signing, version, more, &told).await
-}
-
-/// The hosts with their ports, for people.
-fn authorities(limits: &SecretLimits) -> Vec<String> {
-    let standard = [Scheme::Https.default_port()];
-    let ports = match limits.ports.as_slice() {
-        [] => &standard,
-        ports => ports,
-    };
-    let all = limits
-        .hosts
-        .iter()
-        .flat_map(|host| ports.iter().map(|port| authority(host, *port)));
-    all.collect()
 }

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use casemate_api::tenant::TenantStatus;
+use casemate_api::tenant::{NodeProgress, TenantStatus};
 use casemate_trust::judge::TenantState;
-use serde_json::json;
+use casemate_trust::secret::SecretPlace;
+use serde_json::{Value, json};
 
-use super::{freshness, secrets, short, stopped};
+use super::{freshness, secrets, stopped};
 use crate::args::Whose;
 use crate::error::Error;
-use crate::machine::{date, printable, printable_lines};
+use crate::machine::{date, printable, printable_lines, short};
 use crate::output::table;
 use crate::session::Context;
 use crate::tenancy::Tenancy;
@@ -17,13 +18,20 @@ use crate::tenancy::Tenancy;
 const MIB_BYTES: u64 = 1024 * 1024;
 
 /// `casemate status`
-#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
     let mut tenancy = Tenancy::open(cx, whose.tenant.as_ref()).await?;
     tenancy.session.read_pools().await?;
     let status = tenancy.status().await?;
     let places = secrets::places(&tenancy);
-    let manifest = tenancy.manifest().cloned();
+    let result = to_json(&tenancy, &status, &places);
+    cx.output.result(&result, || to_text(&tenancy, &status))?;
+    tenancy.warn_of_lost_hosts(&status);
+    secrets::warn_of_old_keys(&tenancy, &places);
+    Ok(())
+}
+
+fn to_json(tenancy: &Tenancy<'_>, status: &TenantStatus, places: &[SecretPlace]) -> Value {
+    let manifest = tenancy.manifest();
     let functions: Vec<_> = manifest
         .iter()
         .flat_map(|manifest| &manifest.functions)
@@ -43,17 +51,15 @@ pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
             })
         })
         .collect();
-    let manifest_version = manifest.as_ref().map(|manifest| manifest.version);
-    let manifest_expires = manifest.as_ref().map(|manifest| manifest.expires);
-    let result = json!({
+    json!({
         "tenant": tenancy.tenant.name,
         "id": tenancy.id,
         "tenant_version": tenancy.tenant.version,
         "tenant_expires": tenancy.tenant.expires,
         "hosts": tenancy.tenant.hosts,
-        "manifest_version": manifest_version,
-        "manifest_expires": manifest_expires,
-        "freshness": freshness::describe(&tenancy),
+        "manifest_version": manifest.map(|manifest| manifest.version),
+        "manifest_expires": manifest.map(|manifest| manifest.expires),
+        "freshness": freshness::describe(tenancy),
         "functions": functions,
         "secrets": places.iter().map(|place| json!({
             "name": place.name, "version": place.version, "pool": place.pool, "epoch": place.epoch,
@@ -61,68 +67,59 @@ pub(super) async fn status(cx: &Context, whose: &Whose) -> Result<(), Error> {
         "nodes": status.nodes,
         "storage": status.storage,
         "stopped_credentials": status.stopped_credentials,
-    });
-    cx.output.result(&result, || {
-        let tenant = &tenancy.tenant;
-        let mut parts = vec![format!(
-            "tenant {}, until {}",
-            tenant.name,
-            date(tenant.expires)
-        )];
-        match (&manifest, manifest_expires) {
-            (Some(manifest), Some(expires)) => {
-                parts.push(format!(
-                    "manifest {}, until {}",
-                    manifest.version,
-                    date(expires)
-                ));
-                parts.push(freshness::tell(&tenancy));
-                parts.push(functions_table(&tenancy, &status));
-            }
-            _ => parts.push("nothing is deployed yet".to_owned()),
-        }
-        parts.push(format!(
-            "storage: {} of {} MiB",
-            status.storage.used_bytes.div_ceil(MIB_BYTES),
-            status.storage.limit_bytes / MIB_BYTES
-        ));
-        let nodes: Vec<_> = status
-            .nodes
-            .iter()
-            .map(|node| {
-                let refused = node.refused.as_ref();
-                vec![
-                    node.node.to_string(),
-                    node.pool.to_string(),
-                    if node.connected { "connected" } else { "away" }.to_owned(),
-                    node.manifest_version
-                        .map_or("-".to_owned(), |version| version.to_string()),
-                    match refused {
-                        Some(no) => format!("refused {} ({})", no.what, no.code),
-                        None if node.connected
-                            && node.manifest_version.is_some()
-                            && !node.is_stored =>
-                        {
-                            "fetching".to_owned()
-                        }
-                        None => String::new(),
-                    },
-                ]
-            })
-            .collect();
-        if !nodes.is_empty() {
-            parts.push(table(&["NODE", "POOL", "STATE", "MANIFEST", ""], &nodes));
-        }
-        parts.extend(refusals(&status));
-        parts.extend(stopped::describe(&status.stopped_credentials));
-        parts.join("\n\n")
-    })?;
-    warn_of_lost_hosts(&tenancy, &status);
-    secrets::warn_of_old_keys(&tenancy, &places);
-    Ok(())
+    })
 }
 
-/// What the nodes say of what they refused, each once; nothing where none refused.
+fn to_text(tenancy: &Tenancy<'_>, status: &TenantStatus) -> String {
+    let tenant = &tenancy.tenant;
+    let mut parts = vec![format!(
+        "tenant {}, until {}",
+        tenant.name,
+        date(tenant.expires)
+    )];
+    match tenancy.manifest() {
+        Some(manifest) => {
+            parts.push(format!(
+                "manifest {}, until {}",
+                manifest.version,
+                date(manifest.expires)
+            ));
+            parts.push(freshness::tell(tenancy));
+            parts.push(functions_table(tenancy, status));
+        }
+        None => parts.push("nothing is deployed yet".to_owned()),
+    }
+    parts.push(format!(
+        "storage: {} of {} MiB",
+        status.storage.used_bytes.div_ceil(MIB_BYTES),
+        status.storage.limit_bytes / MIB_BYTES
+    ));
+    let nodes: Vec<_> = status.nodes.iter().map(node_row).collect();
+    if !nodes.is_empty() {
+        parts.push(table(&["NODE", "POOL", "STATE", "MANIFEST", ""], &nodes));
+    }
+    parts.extend(refusals(status));
+    parts.extend(stopped::describe(&status.stopped_credentials));
+    parts.join("\n\n")
+}
+
+fn node_row(node: &NodeProgress) -> Vec<String> {
+    let version = node.manifest_version;
+    let note = match &node.refused {
+        Some(refused) => format!("refused {} ({})", refused.what, refused.code),
+        None if node.connected && version.is_some() && !node.is_stored => "fetching".to_owned(),
+        None => String::new(),
+    };
+    vec![
+        node.node.to_string(),
+        node.pool.to_string(),
+        if node.connected { "connected" } else { "away" }.to_owned(),
+        version.map_or("-".to_owned(), |version| version.to_string()),
+        note,
+    ]
+}
+
+/// The reasons of the nodes that refused something, each once; `None` if no node refused.
 fn refusals(status: &TenantStatus) -> Option<String> {
     let refused = status.nodes.iter().filter_map(|node| node.refused.as_ref());
     let told: BTreeSet<_> = refused
@@ -135,19 +132,6 @@ fn refusals(status: &TenantStatus) -> Option<String> {
         })
         .collect();
     (!told.is_empty()).then(|| Vec::from_iter(told).join("\n"))
-}
-
-/// Hosts whose callers reach another tenant, as the control plane says.
-pub(super) fn warn_of_lost_hosts(tenancy: &Tenancy<'_>, status: &TenantStatus) {
-    for (name, function) in &status.functions {
-        for host in &function.hosts_of_other_tenants {
-            tenancy.session.cx.output.warn(&format!(
-                "{} belongs to another tenant, which the operator admitted first: its callers do not reach {name}. \
-                 Ask the operator, or take the host out of casemate.toml",
-                printable(host)
-            ));
-        }
-    }
 }
 
 fn functions_table(tenancy: &Tenancy<'_>, status: &TenantStatus) -> String {

@@ -1,4 +1,4 @@
-//! `casemate tenant rekey`, `casemate tenant remove`: a tenant's keys are replaced, or nobody's are any more.
+//! `casemate tenant rekey`, `casemate tenant remove`: a tenant's keys are replaced, or removed.
 
 use casemate_api::token::{Scope, TokenList};
 use casemate_trust::host::HostPattern;
@@ -18,9 +18,11 @@ use crate::machine::{DAY, now, random};
 use crate::session::{Context, Session};
 use crate::tenancy::Tenancy;
 
-/// The only host that a removed tenant's functions may call: no name below `.invalid` exists (RFC 2606).
+/// The only host that a removed tenant's functions may call: no name below `.invalid` exists (RFC
+/// 2606).
 const NOWHERE: &str = "removed.invalid";
-/// How long the statement of a removed tenant holds, days: longer than anything that nodes may still hold of it.
+/// How long the statement of a removed tenant holds, days: longer than any of its statements that
+/// nodes may still hold.
 const REMOVED_DAYS: u64 = 3650;
 
 /// `casemate tenant rekey`
@@ -36,13 +38,14 @@ pub(super) async fn rekey(cx: &Context, args: &TenantRekey) -> Result<(), Error>
     }
 }
 
-/// The root's word: for a tenant that has lost its keys, or too many of them.
+/// The root replaces the keys: for a tenant that has lost its keys, or too many of them.
 async fn by_operator(cx: &Context, args: &TenantRekey) -> Result<(), Error> {
     if args.keys.is_empty() {
         return Err(Error::new(
             Code::Usage,
             "expected the tenant's new public key",
-            "the tenant makes it with `casemate tenant key` in a new home; give it with `--key PUBLIC_KEY`, once for each",
+            "the tenant makes it with `casemate tenant key` in a new home; give it with \
+             `--key PUBLIC_KEY`, once for each",
         ));
     }
     let root = cx.root_key()?;
@@ -59,19 +62,22 @@ async fn by_operator(cx: &Context, args: &TenantRekey) -> Result<(), Error> {
     session.publish(&tenant.sign(&[&root])).await?;
     told(cx, &tenant, &before)?;
     cx.output.hint(&format!(
-        "The tenant logs in from the home with the new key and runs `casemate renew`: nodes that join from now on take nothing \
-         that the earlier keys have signed. If they were stolen, take its API tokens away too: `casemate token list`, `casemate \
-         token revoke`. What thieves have deployed with them shows in `casemate audit`; the tenant's next deployment undoes it ({}).",
+        "The tenant logs in from the home with the new key and runs `casemate renew`: nodes that \
+         join from now on accept nothing that the earlier keys have signed. If they were stolen, \
+         take its API tokens away too: `casemate token list`, `casemate token revoke`. What \
+         thieves have deployed with them shows in `casemate audit`; the tenant's next deployment \
+         undoes it ({}).",
         tenant.name
     ));
     Ok(())
 }
 
-/// The tenant's own word, signed with as many of the earlier keys as must sign.
+/// The tenant replaces its keys, signed with as many of the earlier keys as must sign.
 async fn by_tenant(cx: &Context, args: &TenantRekey) -> Result<(), Error> {
     let mut tenancy = Tenancy::open(cx, args.name.as_ref()).await?;
     let keys = cx.keys();
-    // Cut off between the signature and the change of files: the rest is done now.
+    // The command was interrupted between the signature and the change of files: the rest is done
+    // now.
     let is_own = args.keys.is_empty();
     let next = match is_own {
         true => Some(keys.next((TENANT, Purpose::Tenant))?),
@@ -103,8 +109,9 @@ async fn by_tenant(cx: &Context, args: &TenantRekey) -> Result<(), Error> {
     }
     told(cx, &tenancy.tenant, &before)?;
     cx.output.hint(
-        "Now `casemate renew` in a home with the new keys: nodes that join from now on take nothing that the earlier keys have \
-         signed. If a key was stolen, ask the operator to take the API tokens away that were with it.",
+        "Now `casemate renew` in a home with the new keys: nodes that join from now on accept \
+         nothing that the earlier keys have signed. If a key was stolen, ask the operator to \
+         revoke the API tokens that were stored with it.",
     );
     Ok(())
 }
@@ -177,7 +184,8 @@ pub(super) async fn remove(cx: &Context, args: &TenantRemove) -> Result<(), Erro
     let mut session = Session::open(cx).await?;
     let id = session.tenant_id(&args.name).await?;
     let (mut tenant, _) = session.read_tenant(id).await?;
-    // Nobody has its private half when this function has returned: nothing more can be signed for the tenant.
+    // The private half is dropped when this function returns: nothing more can be signed for the
+    // tenant.
     let nobody = SigningKey::generate(&mut random)
         .map_err(|error| Error::internal("no key could be made").source(error))?;
     tenant.version += 1;
@@ -205,15 +213,15 @@ pub(super) async fn remove(cx: &Context, args: &TenantRemove) -> Result<(), Erro
         json!({ "removed": tenant.name, "version": tenant.version, "revoked_tokens": revoked });
     cx.output.result(&result, || {
         format!(
-            "tenant {} is removed: no host leads to its functions, they may call nowhere, nobody can sign for it, and {} API \
-             tokens are revoked",
+            "tenant {} is removed: no host leads to its functions, they may call nowhere, nobody \
+             can sign for it, and {} API tokens are revoked",
             tenant.name,
             revoked.len()
         )
     })?;
     cx.output.hint(
-        "Its hosts are free for other tenants. The statement says so to every node, also to those that are away now; the name \
-         stays taken.",
+        "Its hosts are free for other tenants. The statement says so to every node, also to those \
+         that are away now; the name stays taken.",
     );
     Ok(())
 }
@@ -221,7 +229,7 @@ pub(super) async fn remove(cx: &Context, args: &TenantRemove) -> Result<(), Erro
 fn nowhere() -> Result<EgressCeiling, Error> {
     let host: HostPattern = NOWHERE
         .parse()
-        .map_err(|error| Error::internal("a host of our own is none").source(error))?;
+        .map_err(|error| Error::internal("a constant host is a host name").source(error))?;
     Ok(EgressCeiling {
         hosts: vec![host],
         ..EgressCeiling::default()

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::confirm::confirm;
-use super::write_once;
+use super::write_once::write_once;
 use crate::args::{Audit, TokenCreate, TokenRevoke, TokenScope};
 use crate::error::{Code, Error};
 use crate::machine::{date, is_word, now};
@@ -19,12 +19,13 @@ use crate::session::{Context, Session};
 
 /// Ids of the tokens that were revoked from this home.
 const REVOKED: &str = "revoked-tokens.json";
-/// Most of them that are remembered, the newest: as many as a control plane has tokens at a time.
+/// Most revoked ids that are remembered, the newest: as many as a control plane has tokens at a
+/// time.
 const MAX_REVOKED: usize = casemate_api::limits::MAX_TOKENS;
-/// File of the last verified record.
+/// The file with the last verified record.
 const HEAD: &str = "audit.json";
 
-/// Ask for a token.
+/// Request a new token.
 pub(super) async fn make(
     session: &mut Session<'_>,
     scope: Scope,
@@ -40,13 +41,14 @@ pub(super) async fn make(
         .api
         .send_json(Method::POST, "/v1/tokens", &new)
         .await?;
-    // Both are shown as they are, and copied from the terminal into other commands.
+    // Both are printed as they are, and people copy them from the terminal into other commands.
     if is_word(&made.id) && is_word(&made.token) {
         Ok(made)
     } else {
         Err(Error::new(
             Code::Api,
-            "the control plane's answer is not a token: it contains characters that a token cannot contain",
+            "the control plane's answer is not a token: it contains characters that a token cannot \
+             contain",
             "look into the control plane's log; `casemate token list` shows whether one was made",
         ))
     }
@@ -62,7 +64,7 @@ pub(super) async fn create(cx: &Context, args: &TokenCreate) -> Result<(), Error
         (TokenScope::Tenant, None) => {
             return Err(Error::new(
                 Code::Usage,
-                "whose token is it to be?",
+                "no tenant is named for the token",
                 "add `--tenant NAME`",
             ));
         }
@@ -122,13 +124,14 @@ pub(super) async fn revoke(cx: &Context, args: &TokenRevoke) -> Result<(), Error
     })
 }
 
-/// Writes down that a token is revoked, so that a control plane which was restored from an older copy loses it again.
+/// Records a revoked token, so that it is revoked again at a control plane that was restored from
+/// an older copy.
 fn remember_revoked(cx: &Context, id: &str) -> Result<(), Error> {
     let _lock = cx.home.lock()?;
     note_revoked(cx, id)
 }
 
-/// Takes a token away, with the home locked by the session.
+/// Revokes a token, with the home locked by the session.
 pub(super) async fn take_away(session: &mut Session<'_>, id: &str) -> Result<(), Error> {
     note_revoked(session.cx, id)?;
     session.api.delete(&format!("/v1/tokens/{id}")).await
@@ -150,8 +153,8 @@ pub(super) fn revoked(cx: &Context) -> Result<Vec<String>, Error> {
     Ok(cx.home.read_json(REVOKED)?.unwrap_or_default())
 }
 
-/// The last record of a chain that was verified from this home. The chain has no key: without this, whoever owns the
-/// control plane could cut its end off, or compute all of it anew.
+/// The last record of a chain that was verified from this home. The chain has no key: without this
+/// record, whoever controls the control plane could cut its end off, or compute all of it again.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Head {
     seq: u64,
@@ -236,7 +239,7 @@ async fn next_page(session: &mut Session<'_>, since: u64) -> Result<AuditPage, E
 fn must_contain(records: &[AuditRecord], head: &Head) -> Result<(), Error> {
     match records.iter().find(|record| record.seq == head.seq) {
         Some(record) if record.hash != head.hash => Err(rewritten(format!(
-            "record {} is another than the one that was verified from this home",
+            "record {} differs from the one that was verified from this home",
             head.seq
         ))),
         _ => Ok(()),
@@ -247,7 +250,8 @@ fn broken(broken: Broken) -> Error {
     Error::new(
         Code::Refused,
         format!("the audit chain is broken at record {}", broken.seq),
-        "somebody changed, removed or reordered records: compare with a backup of the control plane",
+        "somebody changed, removed or reordered records: compare with a backup of the control \
+         plane",
     )
 }
 
@@ -256,8 +260,8 @@ fn rewritten(how: String) -> Error {
         Code::Refused,
         "this is not the audit chain that was verified before",
         format!(
-            "somebody rewrote it, or the control plane was restored from a backup: find out which. Once it is explained, \
-             remove {HEAD} from the home to begin anew"
+            "somebody rewrote it, or the control plane was restored from a backup: find out which. \
+             Once it is explained, remove {HEAD} from the home to start again"
         ),
     )
     .lines([how])

@@ -1,15 +1,13 @@
-//! `casemate versions`: the releases of each function, and what the nodes run.
+//! `casemate versions`: the releases of each function, and which nodes run them.
 
 use casemate_api::tenant::{NodeProgress, TenantStatus};
 use casemate_trust::id::Digest;
 use casemate_trust::name::Name;
 use serde::Serialize;
 
-use super::deploy::no_function;
-use super::short;
 use crate::args::Versions;
 use crate::error::Error;
-use crate::machine::{date, printable};
+use crate::machine::{date, printable, short};
 use crate::output::table;
 use crate::session::Context;
 use crate::tenancy::{Tenancy, not_loaded};
@@ -18,7 +16,7 @@ use crate::tenancy::{Tenancy, not_loaded};
 #[derive(Debug, Serialize)]
 struct Function {
     name: Name,
-    /// The wanted release, then the earlier ones that one can go back to, newest first.
+    /// The current release, then the earlier ones that a rollback can return to, newest first.
     versions: Vec<Version>,
 }
 
@@ -31,17 +29,18 @@ struct Version {
     deployed: Option<u64>,
     author: Option<String>,
     message: Option<String>,
-    /// Nodes that run it for certain.
+    /// Nodes that certainly run it.
     nodes: Vec<Name>,
 }
 
-/// A node that does not run all that the newest manifest names: it does not have that yet, or has refused something of it.
+/// A node that does not run everything that the newest manifest names: it has not received it yet,
+/// or has refused a part.
 #[derive(Debug, Serialize)]
 struct Behind {
     node: Name,
     connected: bool,
     manifest: Option<u64>,
-    /// Code of what it has refused last.
+    /// Code of the newest refusal.
     refused: Option<String>,
 }
 
@@ -69,7 +68,7 @@ pub(super) async fn versions(cx: &Context, args: &Versions) -> Result<(), Error>
     let status = tenancy.status().await?;
     let functions = functions(&tenancy, &status, args.function.as_ref());
     if let Some(name) = args.function.as_ref().filter(|_| functions.is_empty()) {
-        return Err(no_function(&tenancy, name));
+        return Err(tenancy.no_function(name));
     }
     let behind: Vec<_> = status
         .nodes
@@ -98,7 +97,7 @@ pub(super) async fn versions(cx: &Context, args: &Versions) -> Result<(), Error>
     })
 }
 
-/// Whether a node holds the newest manifest with all that it needs.
+/// Whether a node runs the newest manifest with everything in it.
 fn runs_newest(node: &NodeProgress, status: &TenantStatus) -> bool {
     let newest = status.manifest_version.zip(status.manifest_digest);
     newest.is_some() && node.manifest_version.zip(node.manifest_digest) == newest && node.is_stored

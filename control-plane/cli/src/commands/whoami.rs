@@ -11,7 +11,7 @@ use crate::session::{Context, Session};
 pub(super) async fn whoami(cx: &Context, whose: &Whose) -> Result<(), Error> {
     let mut session = Session::open(cx).await?;
     let public = cx.keys().tenant_public()?.filter(|_| cx.keys().has(TENANT));
-    // The home of an operator acts for no tenant unless one is named.
+    // An operator's home acts for no tenant unless a tenant is named.
     let tenant = if whose.tenant.is_none() && public.is_none() && cx.keys().has(ROOT) {
         None
     } else {

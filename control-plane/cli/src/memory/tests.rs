@@ -1,4 +1,4 @@
-//! What a home remembers, with a control plane that shows older and other things.
+//! Tests of a home's memory, with a control plane that shows older and different statements.
 
 use casemate_trust::statement::{KeySet, Manifest};
 
@@ -6,7 +6,7 @@ use super::*;
 
 const NOW: Seconds = 1000;
 
-/// Takes a statement of the root that nothing stands against.
+/// Accepts a statement of the root that is valid.
 pub(crate) fn accept(judge: &mut Judge, envelope: &Envelope) {
     let decided = judge.decide(envelope, 1, &no_objects);
     let (committed, ()) = decided.unwrap().commit(|_| Ok::<_, ()>(())).unwrap();
@@ -85,7 +85,7 @@ fn memory_outlives_the_program_and_refuses_a_rollback() {
 }
 
 #[test]
-fn what_was_accepted_stays_after_it_expired_and_nothing_new_comes() {
+fn accepted_statements_stay_after_expiry_and_new_expired_ones_are_refused() {
     let (_dir, home) = home();
     let (mut known, tenant) = world();
     known.save(&home).unwrap();
@@ -111,7 +111,7 @@ fn a_root_of_another_fleet_is_refused_with_advice() {
 }
 
 #[test]
-fn what_cannot_be_written_down_is_not_known() {
+fn a_statement_that_cannot_be_stored_is_not_accepted() {
     let (dir, home) = home();
     let (mut known, tenant) = world();
     known.save(&home).unwrap();
@@ -155,12 +155,12 @@ fn every_root_outlives_the_program() {
     assert_eq!(
         versions,
         [1, 2],
-        "whoever comes late follows them from the first"
+        "a late client verifies them from the first"
     );
 }
 
 #[test]
-fn a_damaged_memory_stops_everything() {
+fn a_damaged_memory_stops_every_command() {
     let (_dir, home) = home();
     write_private(&home.file(FILE), b"{\"memory\":{").unwrap();
     assert_eq!(Known::load(&home).unwrap_err().code(), Code::Io);

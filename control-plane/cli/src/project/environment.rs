@@ -1,4 +1,4 @@
-//! `[env.NAME]` in `casemate.toml`: what is different where the same function runs for another purpose.
+//! `[env.NAME]` in `casemate.toml`: the differences of a function that runs for another purpose.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -9,8 +9,8 @@ use casemate_trust::name::{Identifier, Name};
 use casemate_trust::release::{Release, Var};
 use toml::de::DeValue;
 
+use super::parts::{read_pools, read_vars};
 use super::reader::Section;
-use super::{read_pools, read_vars};
 
 /// Most environments of a project.
 const MAX_ENVIRONMENTS: usize = 32;
@@ -37,10 +37,10 @@ pub struct Environment {
     vars: Vec<Var>,
 }
 
-/// A control plane, as its operator gives it: `https://HOST:PORT#FINGERPRINT`.
+/// A control plane, as its operator writes it: `https://HOST:PORT#FINGERPRINT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Control {
-    /// As it is written.
+    /// The text of the file.
     pub text: String,
     /// The fleet's fingerprint.
     pub fleet: FleetId,
@@ -79,7 +79,7 @@ impl Environment {
         self.secrets.get(name).unwrap_or(name).clone()
     }
 
-    /// Makes the release of this environment out of the project's.
+    /// Changes the project's release into that of this environment.
     pub(super) fn apply(&self, release: &mut Release) {
         release.function = self.function.clone();
         if let Some(hosts) = &self.hosts {
@@ -97,7 +97,7 @@ impl Environment {
     }
 }
 
-/// Every environment of the file, each with where it stands.
+/// Every environment of the file, each with its place in it.
 pub(super) fn read(file: &mut Section<'_>, base: &Name) -> Vec<(Environment, Range<usize>)> {
     let Some(section) = file.section("env") else {
         return Vec::new();

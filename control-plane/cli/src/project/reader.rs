@@ -8,25 +8,25 @@ use std::str::FromStr;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, map::Map};
 
-/// How far a wrong key may be from the right one to be offered, in single changes.
+/// Largest number of single changes between a wrong key and the right one that is suggested.
 const NEAR: usize = 3;
 
-/// What was found wrong, and where.
+/// The mistakes that were found, with their places.
 #[derive(Debug, Default)]
 pub(super) struct Mistakes(RefCell<Vec<(usize, String)>>);
 
 impl Mistakes {
-    /// Something wrong at a place in the text.
+    /// Records a mistake at a place in the text.
     pub(super) fn add(&self, at: Range<usize>, text: impl Into<String>) {
         self.0.borrow_mut().push((at.start, text.into()));
     }
 
-    /// Whether there is none.
+    /// Whether there are no mistakes.
     pub(super) fn is_empty(&self) -> bool {
         self.0.borrow().is_empty()
     }
 
-    /// In the order of the text, a line each.
+    /// The mistakes in the order of the text, a line each.
     pub(super) fn lines(&self, text: &str) -> Vec<String> {
         let mut found = self.0.borrow().clone();
         found.sort();
@@ -46,10 +46,11 @@ impl Mistakes {
 
 type Table<'t> = Map<Spanned<std::borrow::Cow<'t, str>>, Spanned<DeValue<'t>>>;
 
-/// One table of the file, asked for each key that it may have; what nobody asked for is a mistake.
+/// One table of the file. The reader asks for each key that it may have; a key that was not asked
+/// for is a mistake.
 pub(super) struct Section<'t> {
     table: &'t Table<'t>,
-    /// Where it stands.
+    /// The table's place.
     pub(super) at: Range<usize>,
     title: &'static str,
     known: Vec<&'static str>,
@@ -84,7 +85,7 @@ impl<'t> Section<'t> {
             .map(|(_, value)| value)
     }
 
-    /// All keys and values, for tables whose keys are the author's.
+    /// All keys and values, for tables whose keys the author chooses.
     pub(super) fn entries(
         &self,
     ) -> impl Iterator<
@@ -96,24 +97,24 @@ impl<'t> Section<'t> {
         self.table.iter()
     }
 
-    /// Where a key's value stands; the section itself when it is absent.
+    /// The place of a key's value; the section itself if the key is absent.
     pub(super) fn place(&self, key: &str) -> Range<usize> {
         self.entries()
             .find(|(name, _)| name.get_ref() == key)
             .map_or(self.at.clone(), |(_, value)| value.span())
     }
 
-    /// Something wrong with a key's value.
+    /// Records a mistake in a key's value.
     pub(super) fn wrong(&self, key: &str, text: impl Into<String>) {
         self.mistakes.add(self.place(key), text);
     }
 
-    /// Something wrong at a place of the file.
+    /// Records a mistake at a place of the file.
     pub(super) fn wrong_at(&self, at: Range<usize>, text: impl Into<String>) {
         self.mistakes.add(at, text);
     }
 
-    /// That a key is there.
+    /// Records a mistake unless a key is present.
     pub(super) fn must_have(&self, key: &str, like: &str) {
         if !self.entries().any(|(name, _)| name.get_ref() == key) {
             self.mistakes.add(
@@ -139,7 +140,7 @@ impl<'t> Section<'t> {
         self.wrong(key, format!("`{key}`: expected {what}, got {got}"));
     }
 
-    /// A string.
+    /// Reads a string.
     pub(super) fn text(&mut self, key: &'static str) -> Option<String> {
         let value = self.value(key)?;
         if let DeValue::String(text) = value.get_ref() {
@@ -149,7 +150,7 @@ impl<'t> Section<'t> {
         None
     }
 
-    /// A string that is something.
+    /// Reads a string and parses it.
     pub(super) fn parsed<T: FromStr<Err: Display>>(&mut self, key: &'static str) -> Option<T> {
         let text = self.text(key)?;
         text.parse()
@@ -157,7 +158,7 @@ impl<'t> Section<'t> {
             .ok()
     }
 
-    /// A list of strings that are something.
+    /// Reads a list of strings and parses each.
     pub(super) fn list<T: FromStr<Err: Display>>(&mut self, key: &'static str) -> Option<Vec<T>> {
         let value = self.value(key)?;
         let DeValue::Array(items) = value.get_ref() else {
@@ -178,7 +179,7 @@ impl<'t> Section<'t> {
         Some(items.iter().filter_map(parse).collect())
     }
 
-    /// A number within limits.
+    /// Reads a number within limits.
     pub(super) fn number(&mut self, key: &'static str, least: u64, most: u64) -> Option<u64> {
         let value = self.value(key)?;
         let DeValue::Integer(number) = value.get_ref() else {
@@ -197,7 +198,7 @@ impl<'t> Section<'t> {
         parsed
     }
 
-    /// True or false.
+    /// Reads true or false.
     pub(super) fn flag(&mut self, key: &'static str) -> Option<bool> {
         let value = self.value(key)?;
         if let DeValue::Boolean(flag) = value.get_ref() {
@@ -207,14 +208,14 @@ impl<'t> Section<'t> {
         None
     }
 
-    /// Whether the value is a table, for keys that may be several things.
+    /// Whether the value is a table, for keys that may have several types.
     pub(super) fn is_table(&self, key: &str) -> bool {
         self.entries().any(|(name, value)| {
             name.get_ref() == key && matches!(value.get_ref(), DeValue::Table(_))
         })
     }
 
-    /// A table below this one.
+    /// Reads a table below this one.
     pub(super) fn section(&mut self, key: &'static str) -> Option<Self> {
         let value = self.value(key)?;
         if let DeValue::Table(table) = value.get_ref() {
@@ -224,7 +225,7 @@ impl<'t> Section<'t> {
         None
     }
 
-    /// A value of this section, whose keys are the author's, as a table of its own.
+    /// A value of this section, whose keys the author chooses, as a table of its own.
     pub(super) fn inner(
         &self,
         title: &'static str,
@@ -238,7 +239,7 @@ impl<'t> Section<'t> {
         None
     }
 
-    /// A list of tables below this one.
+    /// Reads a list of tables below this one.
     pub(super) fn sections(&mut self, key: &'static str) -> Vec<Self> {
         let Some(value) = self.value(key) else {
             return Vec::new();
@@ -259,7 +260,7 @@ impl<'t> Section<'t> {
         sections
     }
 
-    /// Every key that nobody asked for is a mistake; the nearest right one is named.
+    /// Records every key that was not asked for as a mistake, with the nearest known key.
     pub(super) fn finish(self) {
         for (name, _) in self.entries() {
             let key = name.get_ref().as_ref();
@@ -279,13 +280,13 @@ impl<'t> Section<'t> {
             };
             self.mistakes.add(
                 name.span(),
-                format!("`{key}` is no key of {}; {advice}", self.title),
+                format!("`{key}` is not a key of {}; {advice}", self.title),
             );
         }
     }
 }
 
-/// Changes of one letter that lead from one word to the other (Levenshtein).
+/// The number of single-letter changes that turn one word into the other (Levenshtein).
 fn distance(one: &str, two: &str) -> usize {
     let two: Vec<char> = two.chars().collect();
     let mut row: Vec<usize> = (0..=two.len()).collect();

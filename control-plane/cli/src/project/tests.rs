@@ -1,3 +1,5 @@
+use casemate_trust::release::{Limits, Perimeter, Scheme, Slot};
+
 use super::*;
 
 fn parse(text: &str) -> Result<Project, Vec<String>> {
@@ -64,7 +66,7 @@ slot = { query = "appid" }
 "#;
 
 #[test]
-fn everything_that_can_be_said() {
+fn a_file_with_every_key_is_read() {
     let project = parse(FULL).unwrap();
     assert_eq!(project.name().as_str(), "shop");
     assert_eq!(project.pools.len(), 2);
@@ -99,7 +101,7 @@ fn everything_that_can_be_said() {
 }
 
 #[test]
-fn what_is_not_said_has_a_default() {
+fn keys_that_are_left_out_have_defaults() {
     let project = parse("name = \"a\"\nmain = \"main.js\"\nhosts = [\"a.test\"]\n").unwrap();
     assert_eq!(project.pools, [DEFAULT_POOL.parse().unwrap()]);
     assert_eq!(project.release.limits, Limits::default());
@@ -111,7 +113,7 @@ fn mistakes(text: &str) -> String {
 }
 
 #[test]
-fn all_mistakes_come_at_once_with_their_lines() {
+fn all_mistakes_are_reported_at_once_with_their_lines() {
     insta::assert_snapshot!(mistakes(
         r#"nam = "shop"
 main = "../main.ts"
@@ -158,8 +160,10 @@ colour = "red"
 #[test]
 fn rules_for_the_whole_have_the_line_of_the_part() {
     let text = format!(
-        "{FULL}\n[[credential]]\nbinding = \"GREETING\"\nsecret = \"A\"\nhost = \"a.test\"\nslot = \"bearer\"\n\
-         [[credential]]\nbinding = \"b\"\nsecret = \"A\"\nhost = \"a.test\"\nslot = {{ header = \"Host\" }}\n"
+        "{FULL}\n[[credential]]\nbinding = \"GREETING\"\nsecret = \"A\"\nhost = \"a.test\"\nslot \
+         = \"bearer\"\n\
+         [[credential]]\nbinding = \"b\"\nsecret = \"A\"\nhost = \"a.test\"\nslot = {{ \
+         header = \"Host\" }}\n"
     );
     insta::assert_snapshot!(mistakes(&text));
 }
@@ -179,14 +183,14 @@ fn one_quote_too_many_is_one_mistake() {
 }
 
 #[test]
-fn a_file_of_any_size_and_bytes_makes_no_panic() {
+fn no_file_makes_the_reader_panic() {
     proptest::proptest!(|(text in "[a-z\\[\\]=\"\n{}.0-9 #']{0,200}")| {
         drop(parse(&text));
     });
 }
 
 #[test]
-fn a_project_that_is_not_there_is_said_so() {
+fn a_missing_project_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let error = Project::load(dir.path(), None).unwrap_err();
     assert_eq!(error.code(), Code::Input);
@@ -194,11 +198,12 @@ fn a_project_that_is_not_there_is_said_so() {
 }
 
 #[test]
-fn a_private_key_is_no_certificate_authority() {
+fn a_private_key_is_refused_as_a_certificate_authority() {
     let dir = tempfile::tempdir().unwrap();
     let pem = "-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\n";
     std::fs::write(dir.path().join("ca.pem"), pem).unwrap();
-    let text = "name = \"a\"\nmain = \"m.js\"\nhosts = [\"a.test\"]\n[[egress]]\nhost = \"b.test\"\nca = \"ca.pem\"\n";
+    let text = "name = \"a\"\nmain = \"m.js\"\nhosts = [\"a.test\"]\n[[egress]]\nhost \
+         = \"b.test\"\nca = \"ca.pem\"\n";
     let found = Project::parse(dir.path(), text).unwrap_err().join("\n");
     assert!(found.contains("and no key"), "{found}");
 }
@@ -279,7 +284,7 @@ fn mistakes_in_any_environment_are_shown_with_their_lines() {
     for (wrong, told) in [
         (
             "[env.a]\nhost = []\n",
-            "`host` is no key of an environment; did you mean `hosts`?",
+            "`host` is not a key of an environment; did you mean `hosts`?",
         ),
         ("[env.a]\nhosts = []\n", "`hosts`: expected at least one"),
         (&large, "environment a: "),

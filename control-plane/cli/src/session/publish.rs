@@ -1,4 +1,5 @@
-//! What is handed in again: after a restore of the control plane, and after a change of the root.
+//! Publishes statements again: after a restore of the control plane, and after a change of the
+//! root.
 
 use casemate_api::tenant::{TenantSummary, TenantView};
 use casemate_trust::dsse::Envelope;
@@ -10,11 +11,11 @@ use super::Session;
 use crate::error::Error;
 
 impl Session<'_> {
-    /// Sign with the newest root's key what earlier roots have signed, and what tenants have signed themselves since: nodes that
-    /// start afresh know the newest root alone.
+    /// Sign with the newest root's key what earlier roots have signed, and what tenants have signed
+    /// themselves since: nodes that start afresh know only the newest root.
     ///
     /// # Errors
-    /// The control plane is away, or shows what a node would refuse.
+    /// The control plane cannot be reached, or shows a statement that a node would refuse.
     pub async fn sign_anew(&mut self, root: &SigningKey) -> Result<(), Error> {
         if self
             .known
@@ -30,7 +31,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Hand in an image's statement that the newest root has signed anew.
+    /// Upload an image's statement that the newest root has signed again.
     ///
     /// # Errors
     /// The control plane refuses.
@@ -38,7 +39,8 @@ impl Session<'_> {
         self.post(envelope).await.map(drop)
     }
 
-    /// Hand in the tenant's statements that the control plane lacks; the tenant's own token may.
+    /// Upload the tenant's statements that the control plane lacks; the tenant's own token is
+    /// allowed to do so.
     ///
     /// # Errors
     /// The control plane refuses.
@@ -51,8 +53,8 @@ impl Session<'_> {
         for envelope in self.known.tenant_statements_after(&id, newest) {
             self.post(&envelope).await.map_err(|error| {
                 error.lines([
-                    "the control plane has lost statements of this tenant and does not take them again from here: the operator \
-                     brings them back with `casemate fleet publish`"
+                    "the control plane has lost statements of this tenant and does not accept them \
+                     from this home: the operator brings them back with `casemate fleet publish`"
                         .to_owned(),
                 ])
             })?;
@@ -60,7 +62,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Hand in tenants whose statements the newest root has signed anew, after a change of the root; how many.
+    /// Upload tenants whose statements the newest root has signed again, after a change of the
+    /// root; returns how many.
     pub(super) async fn publish_anew(&mut self, listed: &[TenantSummary]) -> Result<usize, Error> {
         let mut count = 0;
         for summary in listed {

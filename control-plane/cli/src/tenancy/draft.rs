@@ -11,10 +11,10 @@ use casemate_trust::release::Release;
 use casemate_trust::secret::Secret;
 use casemate_trust::statement::{EgressCeiling, MAX_FALLBACKS, Tenant, Wanted};
 
-use crate::commands::put_command;
 use crate::endpoint::bracketed;
 use crate::error::{Code, Error};
 use crate::memory::ObjectMap;
+use crate::slot::put_command;
 
 /// The next manifest while it is being made.
 #[derive(Debug, Clone, Default)]
@@ -25,7 +25,7 @@ pub struct Draft {
     pub secrets: BTreeMap<Identifier, BTreeMap<Name, Digest>>,
     /// How long the manifest's credentials are used without a renewal.
     pub freshness: Option<FreshnessDemand>,
-    /// Where the releases come from.
+    /// The notes of the releases.
     pub notes: BTreeMap<Digest, Note>,
     /// Objects that are new.
     pub objects: ObjectMap,
@@ -33,7 +33,7 @@ pub struct Draft {
     pub bundles: BTreeMap<Digest, Bytes>,
 }
 
-/// The error for hosts that the tenant was not given.
+/// The error for hosts that the tenant may not use.
 pub fn hosts_not_given(tenant: &Tenant, release: &Release) -> Option<Error> {
     let asked: Vec<_> = release
         .hosts_outside(tenant)
@@ -83,8 +83,8 @@ pub fn egress_not_given(
         tenant.name
     );
     let next = format!(
-        "take it out of casemate.toml, or ask the operator, who adds it to the whole list with `casemate tenant update {}`: \
-         `--egress-host` for hosts, `--egress-port` for ports",
+        "take it out of casemate.toml, or ask the operator, who adds it to the whole list with \
+         `casemate tenant update {}`: `--egress-host` for hosts, `--egress-port` for ports",
         tenant.name
     );
     Some(Error::new(Code::Project, what, next).lines([format!("allowed: {ceiling}")]))
@@ -113,7 +113,7 @@ pub fn limits_not_given(tenant: &Tenant, release: &Release) -> Option<Error> {
 }
 
 impl Draft {
-    /// Let `release` run as `function`; what ran before becomes the first fallback.
+    /// Let `release` run as `function`; the release that ran before becomes the first fallback.
     pub fn run(&mut self, function: &Name, release: Digest, pools: &[Name]) {
         let before = self.functions.remove(function);
         let mut fallbacks: Vec<Digest> = before
@@ -131,10 +131,11 @@ impl Draft {
         self.functions.insert(function.clone(), wanted);
     }
 
-    /// Everything that runs must fit what tenant and secrets allow; a fallback that no longer does is left out.
+    /// Check that everything that runs fits the limits of tenant and secrets; a fallback that does
+    /// not fit is left out.
     ///
     /// # Errors
-    /// Something that is to run does not fit: what, and what would.
+    /// A function does not fit: the error names what does not, and what would.
     pub(super) fn fit(
         &mut self,
         tenant: &Tenant,
@@ -162,7 +163,8 @@ impl Draft {
                             slot.binding, release.function
                         );
                         let next = format!(
-                            "narrow the slot in casemate.toml, or seal the secret for more: `{} ...`",
+                            "narrow the slot in casemate.toml, or seal the secret for more: \
+                             `{} ...`",
                             put_command(slot)
                         );
                         return Some(Error::new(Code::Project, what, next));
@@ -182,7 +184,8 @@ impl Draft {
                 .retain(|digest| release(digest).is_some_and(|release| misfit(&release).is_none()));
             if wanted.fallbacks.len() < before {
                 warnings.push(format!(
-                    "an earlier release of {name} exceeds the tenant's or a secret's limits; `casemate rollback` can no longer select it"
+                    "an earlier release of {name} exceeds the tenant's or a secret's limits; \
+                     `casemate rollback` can no longer select it"
                 ));
             }
         }
@@ -195,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_ran_becomes_the_first_fallback_and_never_twice() {
+    fn the_earlier_release_becomes_the_first_fallback_once() {
         let (name, pools) = ("web".parse::<Name>().unwrap(), ["main".parse().unwrap()]);
         let mut draft = Draft::default();
         for byte in [1, 2, 3, 2, 2] {

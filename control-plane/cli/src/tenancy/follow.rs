@@ -5,32 +5,36 @@ use std::time::Duration;
 
 use casemate_api::tenant::{NodeProgress, Refused, TenantStatus};
 use casemate_push::StatementId;
+use casemate_trust::id::TenantId;
 use casemate_trust::judge::Seen;
 use casemate_trust::name::Name;
+use tokio::time::Instant;
 
 use super::Tenancy;
 use crate::args::Signing;
 use crate::error::{Code, Error};
+use crate::machine::printable;
+use crate::output::Output;
 
-/// Between two looks at what the nodes have acknowledged.
+/// Pause between two requests for the nodes' state.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How far a manifest has come.
+/// Progress of a manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reach {
-    /// Nodes that run it, or what was signed on top of it.
+    /// Nodes that run it, or a manifest that was signed on top of it.
     pub current: usize,
     /// Nodes in its pools.
     pub total: usize,
-    /// Those that are not connected and take it when they are back.
+    /// Nodes that are not connected and receive it when they are back.
     pub away: Vec<Name>,
 }
 
 impl Reach {
-    /// Refuses that a manifest has not come everywhere.
+    /// Refuses a manifest that does not run everywhere.
     ///
     /// # Errors
-    /// Nodes are away: which.
+    /// Nodes are away; the error lists them.
     pub fn must_be_everywhere(&self, version: u64) -> Result<(), Error> {
         if self.away.is_empty() {
             return Ok(());
@@ -40,7 +44,8 @@ impl Reach {
             self.away.len(),
             self.total
         );
-        let next = "they take it when they are back, by themselves; `casemate status` shows whether they have";
+        let next = "they receive it as soon as they are back; `casemate status` shows whether they \
+             have it";
         let lines = self
             .away
             .iter()
@@ -49,16 +54,17 @@ impl Reach {
     }
 }
 
-/// What a node is to have come to.
+/// The state that a node is to reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until<'a> {
-    /// It has accepted the manifest: what that withdraws is withdrawn.
+    /// The node has accepted the manifest: what the manifest withdraws is withdrawn.
     Taken,
-    /// It has the bundles too and has loaded what is new in it, and this function's release: that runs.
+    /// The node also has the bundles and has loaded the new releases, in particular the one of this
+    /// function.
     Runs(&'a Name),
 }
 
-/// Why a node does not run the release of this function that its manifest wants, where it cannot load that.
+/// Why a node cannot load the release of this function that its manifest wants.
 pub fn not_loaded<'a>(node: &'a NodeProgress, function: &Name) -> Option<&'a Refused> {
     let is_not_loaded = |refused: &&Refused| {
         casemate_push::is_not_loaded(&refused.code, &refused.message, function.as_str())
@@ -66,20 +72,20 @@ pub fn not_loaded<'a>(node: &'a NodeProgress, function: &Name) -> Option<&'a Ref
     node.refused.as_ref().filter(is_not_loaded)
 }
 
-/// What one node made of the manifest that was signed here.
+/// The state of one node with regard to the manifest that was signed here.
 #[derive(Debug, PartialEq, Eq)]
 enum Stand<'a> {
     Current,
     Behind,
-    /// It could not take the manifest, or run what that wants, and tries again by itself.
+    /// The node could not accept the manifest or run its functions, and tries again by itself.
     Hindered(&'a Refused),
     Refuses(&'a Refused),
-    /// It holds one that the control plane has never seen, and takes nothing older.
+    /// The node holds a manifest that the control plane has never seen, and accepts nothing older.
     Ahead(u64),
 }
 
-/// A version says little by itself: after a restored backup nodes hold another manifest of the same number, or a higher one
-/// that nothing here was built on.
+/// A version alone is not enough: after a restored backup nodes hold another manifest with the same
+/// number, or a higher one that is not an ancestor of any manifest here.
 fn stand<'a>(
     node: &'a NodeProgress,
     ours: &Seen,
@@ -93,7 +99,7 @@ fn stand<'a>(
     let is_later = held == newest && newest.is_some_and(|(version, _)| version > ours.version);
     let is_there = is_ours || is_later;
     if is_there && (node.is_stored || until == Until::Taken) {
-        // The same release may have failed to load when an earlier manifest brought it.
+        // The same release may have failed to load when an earlier manifest named it.
         return match until {
             Until::Runs(function) => {
                 not_loaded(node, function).map_or(Stand::Current, Stand::Refuses)
@@ -118,13 +124,59 @@ fn stand<'a>(
     }
 }
 
+/// Looks at each status while a manifest is followed, and warns once of what hinders a node.
+struct Follower {
+    id: String,
+    ours: Seen,
+    output: Output,
+    hindered: BTreeSet<(Name, String)>,
+}
+
+impl Follower {
+    fn new(tenant: TenantId, ours: Seen, output: Output) -> Self {
+        let version = ours.version;
+        Self {
+            id: StatementId::Manifest { tenant, version }.to_string(),
+            ours,
+            output,
+            hindered: BTreeSet::new(),
+        }
+    }
+
+    /// The nodes that have not come so far.
+    fn late<'a>(
+        &mut self,
+        status: &'a TenantStatus,
+        wanted: Until<'_>,
+    ) -> Result<Vec<&'a NodeProgress>, Error> {
+        let version = self.ours.version;
+        let mut late = Vec::new();
+        for node in &status.nodes {
+            match stand(node, &self.ours, &self.id, status, wanted) {
+                Stand::Current => {}
+                Stand::Behind => late.push(node),
+                Stand::Hindered(refused) => {
+                    let cause = (node.node.clone(), refused.code.clone());
+                    if self.hindered.insert(cause) {
+                        self.output.warn(&hindrance(node, version, refused));
+                    }
+                    late.push(node);
+                }
+                Stand::Refuses(refused) => return Err(refuses(node, version, refused)),
+                Stand::Ahead(newer) => return Err(ahead(node, version, newer)),
+            }
+        }
+        Ok(late)
+    }
+}
+
 impl Tenancy<'_> {
-    /// Wait until every connected node has come so far with the manifest that was just signed, as long as `signing` says; `None`
+    /// Wait until every connected node has reached the state, as long as `signing` allows; `None`
     /// without waiting.
     ///
     /// # Errors
-    /// A node refused, holds a newer one, or not all were in time. The manifest stays signed and is taken when they can.
-    #[expect(clippy::too_many_lines, reason = "older than the limit")]
+    /// A node refused, holds a newer manifest, or not all were in time. The manifest stays signed
+    /// and is accepted later.
     pub async fn wait(
         &mut self,
         signing: &Signing,
@@ -140,21 +192,16 @@ impl Tenancy<'_> {
             .and_then(|seen| seen.manifest)
             .ok_or_else(|| Error::internal("a manifest was signed and is not remembered"))?;
         let version = ours.version;
-        let id = StatementId::Manifest {
-            tenant: self.id,
-            version,
-        };
-        let id = id.to_string();
-        let progress = output.progress(format!("waiting for the nodes to take manifest {version}"));
-        let until = tokio::time::Instant::now() + Duration::from_secs(signing.wait);
-        let mut hindered = BTreeSet::new();
+        let progress = output.progress(format!(
+            "waiting for the nodes to accept manifest {version}"
+        ));
+        let until = Instant::now() + Duration::from_secs(signing.wait);
+        let mut follower = Follower::new(self.id, ours, output);
         loop {
             let status = match self.status().await {
                 Ok(status) => status,
-                // The manifest is stored; the control plane may be starting again.
-                Err(error)
-                    if error.code() == Code::Unreachable && tokio::time::Instant::now() < until =>
-                {
+                // The manifest is stored; the control plane may be restarting.
+                Err(error) if error.code() == Code::Unreachable && Instant::now() < until => {
                     tokio::time::sleep(LOOK_INTERVAL).await;
                     continue;
                 }
@@ -164,32 +211,22 @@ impl Tenancy<'_> {
             if total == 0 {
                 drop(progress);
                 if !status.functions.is_empty() {
-                    output.warn("no node of these pools has been admitted yet; the first that joins will run it");
+                    output.warn(
+                        "no node of these pools has been admitted yet; the first that \
+                         joins will run it",
+                    );
                 }
                 return Ok(Some(Reach::default()));
             }
-            let mut late = Vec::new();
-            for node in &status.nodes {
-                match stand(node, &ours, &id, &status, wanted) {
-                    Stand::Current => {}
-                    Stand::Behind => late.push(node),
-                    Stand::Hindered(refused) => {
-                        if hindered.insert((node.node.clone(), refused.code.clone())) {
-                            output.warn(&hindrance(node, version, refused));
-                        }
-                        late.push(node);
-                    }
-                    Stand::Refuses(refused) => return Err(refuses(node, version, refused)),
-                    Stand::Ahead(newer) => return Err(ahead(node, version, newer)),
-                }
-            }
+            let late = follower.late(&status, wanted)?;
             let current = total - late.len();
             progress.say(format!(
                 "manifest {version}: {current} of {total} nodes run it"
             ));
-            let is_over = tokio::time::Instant::now() >= until;
+            let is_over = Instant::now() >= until;
             let all_away = !late.iter().any(|node| node.connected);
-            // Nodes that all are away together may be coming back after a restart of the control plane.
+            // Nodes that are all away at the same time may be reconnecting after a restart of the
+            // control plane.
             if all_away && (current > 0 || is_over) {
                 let away = late.iter().map(|node| node.node.clone()).collect();
                 return Ok(Some(Reach {
@@ -204,14 +241,28 @@ impl Tenancy<'_> {
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
     }
+
+    /// Warns about hosts that belong to another tenant, according to the control plane's `status`.
+    pub fn warn_of_lost_hosts(&self, status: &TenantStatus) {
+        for (name, function) in &status.functions {
+            for host in &function.hosts_of_other_tenants {
+                self.session.cx.output.warn(&format!(
+                    "{} belongs to another tenant, which the operator admitted first: its callers \
+                     do not reach {name}. Ask the operator, or take the host out of casemate.toml",
+                    printable(host)
+                ));
+            }
+        }
+    }
 }
 
-/// The error for a wait that could not go on.
+/// The error for a wait that could not continue.
 pub fn broken(version: u64, error: &Error) -> Error {
     let what = format!(
-        "manifest {version} is signed and stored, and what the nodes made of it could not be found out"
+        "manifest {version} is signed and stored, and its state at the nodes could not be read"
     );
-    let next = "nothing is lost, and there is nothing to repeat: look with `casemate status` when the control plane answers";
+    let next = "nothing is lost, and nothing has to be repeated: run `casemate status` when the \
+         control plane answers";
     Error::new(Code::WaitBroken, what, next).lines([error.summary()])
 }
 
@@ -233,8 +284,7 @@ fn refuses(node: &NodeProgress, version: u64, refused: &Refused) -> Error {
             "node {} cannot load what manifest {version} wants",
             node.node
         );
-        let next =
-            "correct the function and deploy again; the release that ran before goes on serving";
+        let next = "correct the function and deploy again; the earlier release keeps serving";
         return Error::new(Code::LoadFailed, what, next).lines([refused.message.clone()]);
     }
     let what = format!(
@@ -242,25 +292,29 @@ fn refuses(node: &NodeProgress, version: u64, refused: &Refused) -> Error {
         node.node, refused.code
     );
     let next =
-        "correct what it names and deploy again; until then the node goes on with what it had";
+        "correct what it names and deploy again; until then the node keeps its earlier manifest";
     Error::new(Code::NodeRefused, what, next).lines([refused.message.clone()])
 }
 
 fn ahead(node: &NodeProgress, version: u64, newer: u64) -> Error {
     let what = format!(
-        "node {} holds manifest {newer}, which is newer than manifest {version}: it goes on with what it has",
+        "node {} holds manifest {newer}, which is newer than manifest {version}: it keeps the \
+         newer one",
         node.node
     );
-    let next = "neither the control plane nor this home has seen that manifest. Run `casemate renew` in the home that signed it; \
-                if that home is lost, `casemate renew --from-memory` signs what this home knows above it";
+    let next = "neither the control plane nor this home has seen that manifest. Run \
+         `casemate renew` in the home that signed it; if that home is lost, \
+         `casemate renew --from-memory` signs what this home knows above it";
     Error::new(Code::NodeRefused, what, next)
 }
 
 fn not_in_time(late: &[&NodeProgress], version: u64, wait_secs: u64) -> Error {
     let what = format!(
-        "manifest {version} is stored, but not all nodes have taken it within {wait_secs} seconds"
+        "manifest {version} is stored, but not all nodes have accepted it within {wait_secs} \
+         seconds"
     );
-    let next = "nothing is lost: they take it when they can. Look with `casemate status`, or wait longer with `--wait`";
+    let next = "nothing is lost: they accept it when they can. Run `casemate status`, or wait \
+         longer with `--wait`";
     let late = late.iter().map(|node| {
         let state = if node.connected {
             "connected"
@@ -290,7 +344,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use casemate_api::tenant::StorageView;
-    use casemate_trust::id::{Digest, TenantId};
+    use casemate_trust::id::Digest;
 
     use super::*;
 
@@ -299,7 +353,7 @@ mod tests {
         digest: Digest([5; 32]),
     };
 
-    /// Where a node stands that holds `held` while the control plane's newest is `newest`.
+    /// The state of a node that holds `held` while the control plane's newest is `newest`.
     fn standing(held: Option<(u64, u8)>, newest: (u64, u8)) -> String {
         let node = holding(held, true);
         stood(&node, newest, Until::Runs(&web()))
@@ -353,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_does_not_keep_a_bundle_says_why() {
+    fn the_reason_why_a_node_lacks_a_bundle_is_shown() {
         let mut node = holding(Some((5, 5)), false);
         node.refused = Some(Refused {
             what: String::new(),
@@ -373,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn without_its_bundles_a_manifest_is_taken_and_does_not_run() {
+    fn a_manifest_without_its_bundles_is_accepted_and_does_not_run() {
         let node = holding(Some((5, 5)), false);
         assert_eq!(stood(&node, (5, 5), Until::Taken), "Current");
         assert_eq!(stood(&node, (5, 5), Until::Runs(&web())), "Behind");
@@ -403,7 +457,7 @@ mod tests {
         error: node edge-1 cannot load what manifest 5 wants
           `web` cannot be loaded: Error: no
               at main.js:3:8
-         next: correct the function and deploy again; the release that ran before goes on serving
+         next: correct the function and deploy again; the earlier release keeps serving
         ");
         assert_eq!(error.to_json()["error"]["exit"], 81);
     }
@@ -422,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_by_itself_is_waited_for_and_said() {
+    fn a_temporary_hindrance_is_shown_and_waited_for() {
         for code in ["no_place", "storage_full"] {
             let node = refusing(code, "the disk is full");
             assert!(stood(&node, (5, 5), Until::Runs(&web())).starts_with("Hindered"));

@@ -19,7 +19,7 @@ use crate::keys;
 use crate::machine::now;
 use crate::memory::refused;
 
-/// What came of a renewal.
+/// The result of a renewal.
 #[derive(Debug, Clone, Copy)]
 pub struct Renewed {
     /// Version of the manifest.
@@ -28,23 +28,24 @@ pub struct Renewed {
     pub until: Seconds,
     /// How long a renewal holds, seconds.
     pub max_age_secs: u64,
-    /// Whether a statement was signed; shortly after the one before, none is needed.
+    /// Whether a statement was signed; shortly after an earlier one, none is needed.
     pub is_new: bool,
 }
 
 impl Tenancy<'_> {
-    /// Judges the statement that the control plane shows. A statement that a node would refuse is passed over: the manifest is
-    /// then as fresh as without it, and can be renewed.
+    /// Judges the statement that the control plane shows. A statement that a node would refuse is
+    /// ignored: the manifest is then as fresh as without it, and can be renewed.
     ///
     /// # Errors
-    /// What was accepted cannot be written down.
+    /// An accepted statement cannot be written.
     pub(super) fn read_freshness(&mut self, shown: Option<&Envelope>) -> Result<(), Error> {
         let Some(envelope) = shown else { return Ok(()) };
         match self.session.known.decide(envelope, now()) {
             Ok(change) => drop(self.session.known.keep(change, envelope)?),
             Err(Refusal::FreshnessExpired(_)) => {}
             Err(refusal) => self.session.cx.output.warn(&format!(
-                "the control plane shows a statement of freshness that nodes refuse ({}); it is passed over",
+                "the control plane shows a statement of freshness that nodes refuse ({}); it is \
+                 ignored",
                 refusal.code()
             )),
         }
@@ -61,12 +62,14 @@ impl Tenancy<'_> {
             })
     }
 
-    /// Signs and hands in a statement of freshness about the newest manifest. `pinned` is the version of the newest deployment,
-    /// learned from elsewhere than the control plane. Without `pinned` this home must be one that deploys: only such a home
-    /// knows of a manifest that the control plane hides.
+    /// Signs and uploads a statement of freshness about the newest manifest. `pinned` is the
+    /// version of the newest deployment, from another source than the control plane. Without
+    /// `pinned` this home must be one that deploys: only such a home knows of a manifest that the
+    /// control plane hides.
     ///
     /// # Errors
-    /// No freshness is demanded, no key here may sign, the control plane shows an older manifest than was signed, or refuses.
+    /// No freshness is demanded, no key here may sign, or the control plane shows an older manifest
+    /// than was signed, or refuses.
     pub async fn renew_freshness(
         &mut self,
         pinned: Option<u64>,
@@ -123,24 +126,31 @@ impl Tenancy<'_> {
         match pinned {
             Some(pinned) if shown < pinned => Err(Error::new(
                 Code::Refused,
-                format!("the control plane shows manifest {shown}, and manifest {pinned} is the newest"),
-                "nothing was signed: credentials stop when the time that the manifest allows is over. The control plane was \
-                 restored from something older, or hides what was deployed; ask the operator",
+                format!(
+                    "the control plane shows manifest {shown}, and manifest {pinned} is the \
+                     newest"
+                ),
+                "nothing was signed: credentials stop when the time that the manifest allows is \
+                 over. The control plane was restored from an older copy, or hides a deployment; \
+                 ask the operator",
             )
             .at(self.session.api.address())),
             Some(_) => Ok(()),
             None if self.deploys_here()? => Ok(()),
             None => Err(Error::new(
                 Code::Usage,
-                format!("this home does not deploy, and cannot know whether manifest {shown} is the newest"),
-                "run this in the home that deploys, or name a file that each deployment writes its version to: \
-                 `--newest-from FILE`",
+                format!(
+                    "this home does not deploy, and cannot know whether manifest {shown} is \
+                     the newest"
+                ),
+                "run this in the home that deploys, or name a file that each deployment writes its \
+                 version to: `--newest-from FILE`",
             )),
         }
     }
 
-    /// Whether this home's key is one of this tenant's, so that the home remembers what it has signed. A key of another
-    /// tenant has signed nothing for this one.
+    /// Whether this home's key is one of this tenant's, so that the home remembers what it has
+    /// signed. A key of another tenant has signed nothing for this one.
     fn deploys_here(&self) -> Result<bool, Error> {
         let keys = self.session.cx.keys();
         if !keys.has(keys::TENANT) {
@@ -167,7 +177,8 @@ impl Tenancy<'_> {
             }
             if !keys.has(keys::TENANT) {
                 let next = format!(
-                    "sign a manifest that names it, where the tenant's key is: `casemate freshness require --max-age {}s --key {}`",
+                    "sign a manifest that names it, where the tenant's key is: \
+                     `casemate freshness require --max-age {}s --key {}`",
                     demand.max_age_secs,
                     key.public()
                 );
@@ -184,7 +195,7 @@ pub fn undemanded() -> Error {
     Error::new(
         Code::NotFound,
         "the newest manifest demands no freshness",
-        "there is nothing to renew or to switch off; `casemate freshness require --max-age 1h` signs a manifest that \
-         demands it",
+        "there is nothing to renew or to switch off; `casemate freshness require --max-age 1h` \
+         signs a manifest that demands it",
     )
 }

@@ -1,4 +1,5 @@
-//! One tenant as its own command line sees it: the newest manifest, how the next one is made, how it is followed.
+//! One tenant as its own command line sees it: the newest manifest, how the next one is made, and
+//! how the nodes adopt it.
 
 mod draft;
 mod follow;
@@ -30,7 +31,7 @@ use crate::machine::{DAY, now};
 use crate::memory::{ObjectMap, keep_objects, load_object, refused};
 use crate::session::{Context, Session};
 
-/// How often somebody else may be faster before we give up.
+/// How often another client may be faster before a change is given up.
 const MAX_TRIES: u32 = 5;
 
 pub use draft::{Draft, egress_not_given, hosts_not_given, limits_not_given};
@@ -38,22 +39,26 @@ pub use follow::{Reach, Until, broken, not_loaded};
 pub use freshness::{Renewed, undemanded};
 use recover::HandedIn;
 
-/// See the module.
+/// A tenant, opened over a session for one command. `change` signs the next manifest, `wait`
+/// follows it to the nodes, `status` asks what became of it; what was read is judged before it is
+/// shown.
 #[derive(Debug)]
 pub struct Tenancy<'a> {
     /// The connection.
     pub session: Session<'a>,
-    /// The tenant's id.
+    /// The tenant's newest statement.
     pub id: TenantId,
     /// Its newest statement.
     pub tenant: Tenant,
-    /// What the newest manifest lists.
+    /// The objects that the newest manifest lists.
     pub objects: ObjectMap,
-    /// Whether the control plane shows something older than this home remembers.
+    /// Whether the control plane shows an older state than this home remembers.
     is_ahead: bool,
-    /// Whether what this home remembers goes before another manifest of the same version.
+    /// Whether the manifest that this home remembers takes precedence over another one of the same
+    /// version.
     from_memory: bool,
-    /// The manifest that nodes hold beyond it, which the next one is to replace; 0 if none is.
+    /// The manifest that nodes hold and that this home does not know, which the next one is to
+    /// replace; 0 if there is none.
     held_by_nodes: u64,
     /// The tenant as the control plane shows it.
     view: TenantView,
@@ -63,13 +68,13 @@ impl<'a> Tenancy<'a> {
     /// The tenant that this home acts for, with its newest manifest verified.
     ///
     /// # Errors
-    /// The control plane is away, or shows what a node would refuse.
+    /// The control plane cannot be reached, or shows a statement that a node would refuse.
     pub async fn open(cx: &'a Context, name: Option<&Name>) -> Result<Self, Error> {
         Self::open_over(cx, name, false).await
     }
 
-    /// The same; `from_memory` goes on from what this home remembers also where the control plane shows another manifest of
-    /// the same version.
+    /// Like [`Tenancy::open`]; with `from_memory` it continues from what this home remembers even
+    /// if the control plane shows another manifest of the same version.
     ///
     /// # Errors
     /// See [`Tenancy::open`].
@@ -100,7 +105,7 @@ impl<'a> Tenancy<'a> {
             "Ask the operator to renew it: `casemate tenant hosts NAME`.",
         );
         if let Some(expires) = held {
-            session.warn_of_expiry("the manifest", expires, "Sign it anew: `casemate renew`.");
+            session.warn_of_expiry("the manifest", expires, "Sign it again: `casemate renew`.");
         }
         Ok(tenancy)
     }
@@ -109,6 +114,22 @@ impl<'a> Tenancy<'a> {
     pub fn manifest(&self) -> Option<&Manifest> {
         let state = self.session.known.judge().tenant(&self.id)?;
         state.manifest.as_ref().map(|accord| &accord.manifest)
+    }
+
+    /// The error for a function that the newest manifest does not list.
+    pub fn no_function(&self, name: &Name) -> Error {
+        let functions = self.manifest().map(|manifest| manifest.functions.keys());
+        let known: Vec<_> = functions
+            .into_iter()
+            .flatten()
+            .map(ToString::to_string)
+            .collect();
+        let next = if known.is_empty() {
+            "nothing is deployed yet: `casemate deploy`".to_owned()
+        } else {
+            format!("deployed are {}", known.join(", "))
+        };
+        Error::new(Code::NotFound, format!("there is no function {name}"), next)
     }
 
     /// A release that the newest manifest lists.
@@ -121,8 +142,8 @@ impl<'a> Tenancy<'a> {
         Secret::parse(self.objects.get(digest)?).ok()
     }
 
-    /// Read tenant and manifest anew and judge them. Where the control plane shows something older than this home remembers,
-    /// what is remembered holds.
+    /// Read tenant and manifest again and judge them. If the control plane shows an older state
+    /// than this home remembers, the remembered one holds.
     async fn refresh(&mut self) -> Result<(), Error> {
         (self.tenant, self.view) = self.session.read_tenant(self.id).await?;
         let had = self.manifest().map(|manifest| manifest.version);
@@ -160,8 +181,8 @@ impl<'a> Tenancy<'a> {
                 }
                 Err(Refusal::ManifestEqualOther) if has_one && self.from_memory => {
                     self.session.cx.output.warn(
-                        "the control plane shows another manifest of the version that this home remembers: what only that one \
-                         changed is undone",
+                        "the control plane shows another manifest of the version that this home \
+                         remembers: what only that one changed is undone",
                     );
                     return Ok(());
                 }
@@ -172,7 +193,7 @@ impl<'a> Tenancy<'a> {
         }
     }
 
-    /// An object from the home's cache, else from the control plane, whose word for it is not taken.
+    /// An object from the home's cache, else from the control plane; its digest is checked.
     async fn object(&mut self, digest: &Digest) -> Result<Vec<u8>, Error> {
         if let Some(bytes) = self.objects.get(digest) {
             return Ok(bytes.clone());
@@ -196,7 +217,7 @@ impl<'a> Tenancy<'a> {
     /// The keys that sign: this home's, and those that were named.
     ///
     /// # Errors
-    /// A key is missing, is none of the tenant's, or they are too few.
+    /// A key is missing, does not belong to the tenant, or there are too few.
     pub fn signers(&self, with_keys: &[PathBuf]) -> Result<Vec<SigningKey>, Error> {
         let cx = self.session.cx;
         let mut keys = Vec::new();
@@ -233,11 +254,12 @@ impl<'a> Tenancy<'a> {
         Ok(keys)
     }
 
-    /// Make the next manifest: `edit` changes a draft that begins with the newest one. When somebody else was faster,
-    /// theirs is read and the edit is made again on top of it.
+    /// Make the next manifest: `edit` changes a draft that begins with the newest one. If another
+    /// client was faster, its manifest is read and the edit is made again on top of it.
     ///
     /// # Errors
-    /// `edit` says no, a node would refuse the result, or the control plane is away. Nothing has changed then.
+    /// `edit` refuses, a node would refuse the result, or the control plane cannot be reached.
+    /// Nothing has changed then.
     pub async fn change(
         &mut self,
         signing: &Signing,
@@ -280,7 +302,8 @@ impl<'a> Tenancy<'a> {
                 Ok(HandedIn::Lacks(bundles)) => lost.extend(bundles),
                 Err(error) if error.remote_code() == Some(code::MANIFEST_CONFLICT) => {
                     self.session.cx.output.warn(&format!(
-                        "manifest {version} was already signed elsewhere; applying this change to it and trying again"
+                        "manifest {version} was already signed elsewhere; applying this change to \
+                         it and trying again"
                     ));
                     self.refresh().await?;
                 }
@@ -290,14 +313,14 @@ impl<'a> Tenancy<'a> {
         Err(Error::new(
             Code::Conflict,
             format!("the manifest was changed elsewhere during each of {MAX_TRIES} tries"),
-            "wait until the other deployments are through and run the command again",
+            "wait until the other deployments have ended and run the command again",
         ))
     }
 
-    /// Make the next manifest as far as that needs no key: what `change` would refuse of it is refused.
+    /// Make the next manifest as far as no key is needed, with the same checks as `change`.
     ///
     /// # Errors
-    /// Something that is to run does not fit what tenant and secrets allow.
+    /// A function does not fit the limits of tenant and secrets.
     pub fn rehearse(&self, edit: impl FnOnce(&mut Draft)) -> Result<(), Error> {
         let mut draft = self.draft();
         edit(&mut draft);
@@ -347,12 +370,13 @@ impl<'a> Tenancy<'a> {
         })
     }
 
-    /// What a node would say to the manifest that we just made.
+    /// The error for a new manifest that nodes would refuse.
     fn own_fault(&self, refusal: Refusal) -> Error {
         let next = match &refusal {
             Refusal::HostTwice(_) => "give the functions different hosts in their casemate.toml",
             Refusal::TooMany(_) => {
-                "remove what is not needed with `casemate remove FUNCTION`, or ask the operator for more"
+                "remove what is not needed with `casemate remove FUNCTION`, or ask the operator \
+                 for more"
             }
             _ => "correct what is named; nothing was uploaded",
         };
@@ -398,17 +422,17 @@ impl<'a> Tenancy<'a> {
         Ok(())
     }
 
-    /// What the nodes made of the newest manifest.
+    /// The nodes' state with regard to the newest manifest.
     ///
     /// # Errors
-    /// The control plane is away.
+    /// The control plane cannot be reached.
     pub async fn status(&mut self) -> Result<TenantStatus, Error> {
         let path = format!("/v1/tenants/{}/status", self.id);
         self.session.api.get(&path).await
     }
 }
 
-/// Everything that a manifest lists.
+/// All objects that a manifest lists.
 fn listed(manifest: &Manifest) -> BTreeSet<Digest> {
     let functions = manifest.functions.values();
     let releases =

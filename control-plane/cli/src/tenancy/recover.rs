@@ -1,5 +1,6 @@
-//! A control plane that has less than this home remembers, or less than the nodes hold: it was restored from an older copy, or
-//! somebody rolls it back. What this home has is handed in again; nothing older is taken in its place.
+//! Recovery from a control plane that has less than this home remembers, or less than the nodes
+//! hold: it was restored from an older copy, or an attacker rolls it back. What this home has is
+//! uploaded again; nothing older is accepted in its place.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,11 +20,11 @@ use crate::error::{Code, Error};
 use crate::memory::{ObjectMap, refused};
 use crate::session::older;
 
-/// How far beyond what is known here a manifest that nodes are said to hold is signed over at a time. The control plane says
-/// what they hold: without a bound, one lie would use all numbers up.
+/// Largest step by which this home signs above a manifest that nodes hold according to the control
+/// plane. Without a bound, one false report would use all numbers up.
 const MAX_JUMP: u64 = 1000;
 
-/// What came of a manifest that was handed in.
+/// The result of an upload of a manifest.
 #[derive(Debug)]
 pub(super) enum HandedIn {
     Taken,
@@ -32,7 +33,7 @@ pub(super) enum HandedIn {
 }
 
 impl Tenancy<'_> {
-    /// Goes on from what is remembered, over a control plane that shows `theirs` or nothing.
+    /// Continues from what is remembered, over a control plane that shows `theirs` or nothing.
     pub(super) fn go_on_from_memory(&mut self, theirs: Option<u64>) {
         self.is_ahead = true;
         let ours = self.manifest().map_or(0, |manifest| manifest.version);
@@ -44,14 +45,14 @@ impl Tenancy<'_> {
         };
         self.session.cx.output.warn(&older(
             &what,
-            "The next deployment brings it back, or `casemate renew` at once.",
+            "The next deployment restores it, or `casemate renew` does so now.",
         ));
     }
 
-    /// Hands in again what this home remembers, where the control plane shows something older.
+    /// Uploads again what this home remembers, if the control plane shows an older state.
     ///
     /// # Errors
-    /// The control plane does not take it.
+    /// The control plane refuses it.
     pub(super) async fn publish_again(&mut self) -> Result<(), Error> {
         if !self.is_ahead {
             return Ok(());
@@ -67,7 +68,9 @@ impl Tenancy<'_> {
                 Ok(())
             }
             Ok(HandedIn::Lacks(_)) => Err(self.still_older().lines([
-                "bundles that it lists are neither there nor in this home: deploy their functions again".to_owned(),
+                "bundles that it lists are neither there nor in this home: deploy their functions \
+                 again"
+                    .to_owned(),
             ])),
             Err(error) if error.remote_code().is_some() => Err(self.still_older().source(error)),
             Err(error) => Err(error),
@@ -83,11 +86,12 @@ impl Tenancy<'_> {
             .at(self.session.api.address())
     }
 
-    /// Has the next manifest be above what nodes hold, also where neither the control plane nor this home has seen that: what
-    /// only such a manifest changed is undone.
+    /// Makes the next manifest's version higher than that of any manifest that nodes hold, even if
+    /// neither the control plane nor this home has seen that one: changes that only such a manifest
+    /// made are undone.
     ///
     /// # Errors
-    /// The control plane is away.
+    /// The control plane cannot be reached.
     pub async fn sign_over_nodes(&mut self) -> Result<(), Error> {
         let ours = self.manifest().map_or(0, |manifest| manifest.version);
         let status = self.status().await?;
@@ -99,14 +103,16 @@ impl Tenancy<'_> {
             let output = self.session.cx.output;
             if held - known > MAX_JUMP {
                 output.warn(&format!(
-                    "node {} is said to hold manifest {held}, more than {MAX_JUMP} above manifest {known}, the newest that is \
-                     known: it is left alone; compare with the node's own status",
+                    "node {} is said to hold manifest {held}, more than {MAX_JUMP} above manifest \
+                     {known}, the newest that is known: it is left alone; compare with the node's \
+                     own status",
                     node.node
                 ));
                 continue;
             }
             output.warn(&format!(
-                "signing above manifest {held} of node {}: what only that manifest changed is undone",
+                "signing above manifest {held} of node {}: what only that manifest changed is \
+                 undone",
                 node.node
             ));
             self.held_by_nodes = self.held_by_nodes.max(held);
@@ -114,7 +120,7 @@ impl Tenancy<'_> {
         Ok(())
     }
 
-    /// Hands a manifest in, and with it what the control plane has lost of what it lists.
+    /// Uploads a manifest, together with the listed objects that the control plane has lost.
     pub(super) async fn hand_in(
         &mut self,
         envelope: &Envelope,
@@ -147,7 +153,8 @@ impl Tenancy<'_> {
         }
     }
 
-    /// Uploads the bundles of these releases that the control plane lacks; those that this home lacks too.
+    /// Uploads the bundles of these releases that the control plane lacks; returns those that this
+    /// home lacks too.
     async fn upload_lost(&mut self, objects: &ObjectMap) -> Result<Vec<Digest>, Error> {
         let releases = objects
             .values()
@@ -167,10 +174,10 @@ impl Tenancy<'_> {
         Ok(lost)
     }
 
-    /// Takes earlier releases out of a draft whose bundles nobody has any more.
+    /// Removes earlier releases from a draft if their bundles are lost everywhere.
     ///
     /// # Errors
-    /// Something that is to run has no bundle.
+    /// A release that is to run has no bundle.
     pub(super) fn leave_out(
         &self,
         draft: &mut Draft,
@@ -187,8 +194,14 @@ impl Tenancy<'_> {
             if is_lost(&wanted.release) {
                 return Err(Error::new(
                     Code::NotFound,
-                    format!("the control plane has lost the bundle of {name}, and this home does not keep it"),
-                    format!("run `casemate deploy` in the project of {name}, or `casemate remove {name}`; nothing was changed"),
+                    format!(
+                        "the control plane has lost the bundle of {name}, and this home does \
+                         not keep it"
+                    ),
+                    format!(
+                        "run `casemate deploy` in the project of {name}, or \
+                         `casemate remove {name}`; nothing was changed"
+                    ),
                 )
                 .at(format!("release {}", wanted.release)));
             }
@@ -196,15 +209,15 @@ impl Tenancy<'_> {
             wanted.fallbacks.retain(|release| !is_lost(release));
             if wanted.fallbacks.len() < before {
                 self.session.cx.output.warn(&format!(
-                    "the control plane has lost the bundle of an earlier release of {name}, and this home does not keep it; \
-                     `casemate rollback` can no longer select it"
+                    "the control plane has lost the bundle of an earlier release of {name}, and \
+                     this home does not keep it; `casemate rollback` can no longer select it"
                 ));
             }
         }
         Ok(())
     }
 
-    /// Keeps the bundles of what is listed, those that run first.
+    /// Keeps the bundles of the listed releases, the running ones first.
     pub(super) fn keep_bundles(&self, new: &BTreeMap<Digest, Bytes>) -> Result<(), Error> {
         let functions = || {
             self.manifest()

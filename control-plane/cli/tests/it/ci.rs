@@ -33,7 +33,7 @@ async fn a_job_deploys_without_a_terminal() {
         ..
     } = world().await;
     fake.given().nodes = vec!["edge-1"];
-    // The key is made elsewhere, and its two files are the CI's secrets.
+    // The key is made elsewhere, and its two files are secrets of the CI.
     let maker = Person::new(_dir.path(), "maker");
     std::fs::create_dir_all(&maker.folder).unwrap();
     let passphrase = ("CASEMATE_PASSPHRASE", "correct horse");
@@ -69,7 +69,7 @@ async fn a_job_deploys_without_a_terminal() {
     let (code, out, err) = with(&["doctor", "--env", "production"], &[]);
     assert_eq!(code, 0, "{out}{err}");
     let deploy = ["deploy", "--env", "production", "--json"];
-    // What is missing is named, and nothing waits for somebody to type it.
+    // A missing setting is named, and no command waits for input.
     let (code, _, err) = with(&deploy, &[]);
     assert_eq!(code, 77, "{err}");
     assert!(err.contains("--passphrase-file"), "{err}");
@@ -83,6 +83,6 @@ async fn a_job_deploys_without_a_terminal() {
     fake.given().away = Some("edge-1");
     let (code, out, err) = with(&[&deploy[..], &["--wait", "1"]].concat(), &[file]);
     assert_eq!(code, 80, "{out}{err}");
-    // Colours and moving parts are for terminals.
+    // Colours and spinners are only for terminals.
     assert!(!format!("{out}{err}").contains('\u{1b}'), "{out}{err}");
 }

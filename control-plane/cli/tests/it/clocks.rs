@@ -1,4 +1,4 @@
-//! What expires, and clocks that are wrong.
+//! Tests of expiry and of wrong clocks.
 
 use casemate_api::node::{CheckView, HealthView};
 
@@ -7,7 +7,7 @@ use super::world::{Person, World, world};
 
 const DAY: i64 = 24 * 60 * 60;
 
-/// A tenant with a statement that holds for so many days.
+/// A tenant with a statement that holds for the given number of days.
 fn short_lived(operator: &Person, dir: &std::path::Path, days: &str) {
     let bank = Person::new(dir, "bank");
     let key = bank.json(&["tenant", "key", "--plain-keys"]);
@@ -70,7 +70,8 @@ async fn a_wrong_clock_is_named_with_both_times_and_signs_nothing() {
         let after = fake.given().manifests.values().map(Vec::len).sum::<usize>();
         assert_eq!(after - before, if signs { 2 } else { 0 });
     }
-    // Looking is possible, and the error of a command that fails for another reason names the clock too.
+    // Commands that only read work, and the error of a command that fails for another reason names
+    // the clock too.
     fake.given().clock_ahead_secs = 3 * DAY + 60;
     let ran = tenant.run(&["status"]);
     assert!(
@@ -88,7 +89,6 @@ async fn a_wrong_clock_is_named_with_both_times_and_signs_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn everything_that_expires_is_listed_and_warned_of_in_time() {
     let World {
         fake,
@@ -104,27 +104,8 @@ async fn everything_that_expires_is_listed_and_warned_of_in_time() {
     ask(&fake, token["token"].as_str().unwrap(), 8);
     operator.json(&["node", "token", "edge-2", "--valid", "2h"]);
     operator.json(&["node", "admit", "edge-1"]);
-    fake.given().health = Some(HealthView {
-        checks: vec![
-            CheckView {
-                name: "protocol".into(),
-                ok: false,
-                detail: "no common push protocol".into(),
-            },
-            CheckView {
-                name: "lease".into(),
-                ok: false,
-                detail: "over".into(),
-            },
-            CheckView {
-                name: "vault".into(),
-                ok: true,
-                detail: "runs".into(),
-            },
-        ],
-        certificate_expires: Some(1),
-    });
-    // Every command of whoever can renew it.
+    fake.given().health = Some(unwell());
+    // Every command of a person who can renew it.
     for args in [&["pool", "list"][..], &["token", "list"], &["node", "list"]] {
         let ran = operator.run(args);
         assert!(
@@ -155,7 +136,35 @@ async fn everything_that_expires_is_listed_and_warned_of_in_time() {
         "{}",
         shown.out
     );
+    the_operator_sees_all(&operator);
+    a_tenant_sees_who_renews(&tenant);
+}
 
+/// A node that is not served, whose lease and certificate are over.
+fn unwell() -> HealthView {
+    HealthView {
+        checks: vec![
+            CheckView {
+                name: "protocol".into(),
+                ok: false,
+                detail: "no common push protocol".into(),
+            },
+            CheckView {
+                name: "lease".into(),
+                ok: false,
+                detail: "over".into(),
+            },
+            CheckView {
+                name: "vault".into(),
+                ok: true,
+                detail: "runs".into(),
+            },
+        ],
+        certificate_expires: Some(1),
+    }
+}
+
+fn the_operator_sees_all(operator: &Person) {
     let listed = operator.json(&["expiry"]);
     let listed = listed.as_array().unwrap();
     let kinds: Vec<_> = listed
@@ -177,7 +186,9 @@ async fn everything_that_expires_is_listed_and_warned_of_in_time() {
         table.contains("EXPIRED") && table.contains("20 days (!)"),
         "{table}"
     );
+}
 
+fn a_tenant_sees_who_renews(tenant: &Person) {
     let project = tenant.project("web", "web.shop.test", "");
     tenant.json(&["deploy", "--project", &project, "--expires-days", "10"]);
     let status = tenant.run(&["secret", "list"]);

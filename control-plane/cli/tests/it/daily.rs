@@ -1,11 +1,11 @@
-//! What people look up every day, and many secrets at once.
+//! Tests of the daily commands, and of many secrets at once.
 
 use std::path::Path;
 
 use super::world::{Person, World, world};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn versions_say_when_by_whom_what_for_and_where() {
+async fn versions_show_time_author_note_and_nodes() {
     let World {
         fake, tenant, _dir, ..
     } = world().await;
@@ -41,7 +41,7 @@ async fn versions_say_when_by_whom_what_for_and_where() {
         line.contains("the first") && line.contains("2 of 2"),
         "{shown}"
     );
-    // Notes of what is no longer listed go, and a deployment may leave none.
+    // The notes of releases that are no longer listed are removed, and a deployment may have none.
     tenant.json(&["prune", "web", "--keep", "0"]);
     tenant.source("web", 3);
     tenant.json(&[&deploy[..], &[""]].concat());
@@ -57,7 +57,7 @@ async fn versions_say_when_by_whom_what_for_and_where() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoami_says_for_whom_this_home_signs() {
+async fn whoami_shows_for_which_tenant_this_home_signs() {
     let World {
         operator,
         tenant,
@@ -142,7 +142,7 @@ async fn doctor_names_what_is_wrong_with_a_next_step() {
     assert!(text.contains("chmod 600"), "{text}");
     mode(0o600);
 
-    // Of a control plane that is away, what needs it is skipped.
+    // If the control plane is away, the checks that need it are skipped.
     let connection = tenant.home.join("connection.json");
     let held = std::fs::read_to_string(&connection).unwrap();
     let port = held
@@ -170,12 +170,14 @@ async fn doctor_names_what_is_wrong_with_a_next_step() {
         "{text}"
     );
     assert_eq!(state_of(&checks, "login"), "failed", "{text}");
-    // Looking makes nothing.
+    // The check creates no files.
     assert!(!nobody.home.exists());
 }
 
-const SLOTS: &str = "[[credential]]\nbinding = \"pay\"\nsecret = \"PAY_KEY\"\nhost = \"api.test:8443\"\nslot = \"bearer\"\n\
-    [[credential]]\nbinding = \"mail\"\nsecret = \"MAIL_KEY\"\nhost = \"mail.test\"\nslot = \"bearer\"\n";
+const SLOTS: &str = "[[credential]]\nbinding = \"pay\"\nsecret = \"PAY_KEY\"\n\
+     host = \"api.test:8443\"\nslot = \"bearer\"\n\
+    [[credential]]\nbinding = \"mail\"\nsecret = \"MAIL_KEY\"\nhost = \"mail.test\"\n\
+    slot = \"bearer\"\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_of_secrets_is_one_manifest_and_no_error_shows_a_value() {
@@ -213,7 +215,7 @@ async fn a_file_of_secrets_is_one_manifest_and_no_error_shows_a_value() {
         2
     );
 
-    // A mistake, and nothing is sealed.
+    // With one mistake, nothing is sealed.
     for (text, told) in [
         (
             "PAY_KEY=hunter2-hunter2-two\nOTHER=hunter2-hunter2\n",
@@ -237,7 +239,7 @@ async fn a_file_of_secrets_is_one_manifest_and_no_error_shows_a_value() {
     let all = |dir: &Path| std::fs::read_dir(dir).unwrap().count();
     assert_eq!(fake.given().manifests.values().next().unwrap().len(), 2);
     assert!(all(&tenant.home) > 0);
-    // The same hosts for all, and standard input.
+    // All secrets get the same hosts, and the file is standard input.
     let ran = tenant.json_with(
         &["secret", "put", "--env-file", "-", "--host", "a.test"],
         "ONE=hunter2-hunter2-one\nTWO=hunter2-hunter2-two\n",
@@ -250,7 +252,7 @@ async fn a_file_of_secrets_is_one_manifest_and_no_error_shows_a_value() {
     assert!(!String::from_utf8_lossy(&fake.given().heard).contains("hunter2"));
 }
 
-/// What a shell is told when a line is completed at its last word.
+/// The completions that a shell receives for the last word of a line.
 fn completed(person: &Person, shell: &str, line: &[&str]) -> Vec<String> {
     let home = person.home.to_str().unwrap();
     let words: Vec<&str> = ["casemate", "--home", home]
@@ -314,7 +316,7 @@ async fn shells_complete_names_without_a_control_plane() {
         assert!(all(&["status", "--tenant", ""]).contains("shop"));
         assert!(all(&["ver"]).contains("versions"));
     }
-    // The message is there where a shell can show it.
+    // The description is included where a shell can show it.
     let told = completed(&tenant, "fish", &["rollback", "web", "--to", ""]).join("\n");
     assert!(told.contains("the first"), "{told}");
     std::fs::create_dir_all(operator.folder.join("web")).unwrap();

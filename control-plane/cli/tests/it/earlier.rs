@@ -1,4 +1,4 @@
-//! Homes of earlier programs: this one reads them, signs with their keys and goes on from what they remember.
+//! Homes of earlier programs: this program reads them, signs with their keys and uses their memory.
 
 use std::path::Path;
 
@@ -12,11 +12,14 @@ use super::world::{Person, public_keys};
 
 /// Every format that a home folder has had.
 const HOMES: [&str; 1] = ["home-1"];
-/// How long what is signed for a fixture holds: as long as anything can. The test is to be changed before 2036.
+/// How long the statements of a fixture hold: the longest possible time. The test is to be changed
+/// before 2036.
 const DAYS: &str = "3660";
-const SLOT: &str = "[[credential]]\nbinding = \"pay\"\nsecret = \"PAY_KEY\"\nhost = \"api.test\"\nslot = \"bearer\"\n";
+const SLOT: &str = "[[credential]]\nbinding = \"pay\"\nsecret = \"PAY_KEY\"\n\
+     host = \"api.test\"\nslot = \"bearer\"\n";
 
-/// An operator's home and a tenant's, of a fleet with two epochs of a pool and a tenant with a function and a secret.
+/// An operator's home and a tenant's, of a fleet with two epochs of a pool and a tenant with a
+/// function and a secret.
 async fn write(name: &str) {
     let dir = tempfile::tempdir().unwrap();
     let fake = Fake::start(3).await;
@@ -75,7 +78,7 @@ async fn write(name: &str) {
     archive::pack(name, dir.path(), &left_out);
 }
 
-/// Has a home of then speak to the control plane of today.
+/// Connects an old home to the control plane of this test.
 fn log_in(home: &Path, fake: &Fake) {
     let path = home.join("connection.json");
     let mut connection: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
@@ -102,7 +105,7 @@ async fn homes_of_earlier_programs_are_read_and_sign() {
         let tenant = Person::new(folder.path(), "tenant");
         log_in(&operator.home, &fake);
         log_in(&tenant.home, &fake);
-        // This control plane has nothing: all of it is in the homes.
+        // This control plane has no data: all of it is in the homes.
         operator.json(&["fleet", "publish"]);
         let id = *fake.given().tenants.keys().next().unwrap();
         let renewed = tenant.json(&["renew", "--from-memory"]);
@@ -117,7 +120,8 @@ async fn homes_of_earlier_programs_are_read_and_sign() {
             })
         };
         archive::same_as_written(name, &found);
-        // Every key signs: the root's a tenant, a pool's and the root's another epoch, the tenant's a manifest.
+        // Every key signs: the root's a tenant, a pool's and the root's another epoch, the tenant's
+        // a manifest.
         operator.json(&["tenant", "hosts", "shop", "--add", "more.shop.test"]);
         operator.json(&["pool", "rotate", "main"]);
         let project = tenant.project("web", "more.shop.test", SLOT);
@@ -154,7 +158,7 @@ async fn the_home_of_a_newer_program_is_left_alone() {
         memory
     );
 
-    // What only a newer program remembers is not dropped either where there is no mark.
+    // Data of a newer program is kept even without the mark.
     std::fs::remove_file(&mark).unwrap();
     let text = String::from_utf8(memory).unwrap();
     let later = text.replacen("\"memory\": {", "\"memory\": { \"later\": 1,", 1);

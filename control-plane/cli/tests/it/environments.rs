@@ -9,7 +9,8 @@ async fn an_environment_has_its_own_names_hosts_and_secrets() {
         fake, tenant, _dir, ..
     } = world().await;
     fake.given().nodes = vec!["edge-1"];
-    let more = "[[credential]]\nbinding = \"pay\"\nsecret = \"PAY_KEY\"\nhost = \"api.test\"\nslot = \"bearer\"\n\
+    let more = "[[credential]]\nbinding = \"pay\"\nsecret = \"PAY_KEY\"\nhost = \"api.test\"\n\
+         slot = \"bearer\"\n\
         [env.staging]\nname = \"web-staging\"\nhosts = [\"staging.shop.test\"]\n\
         [env.staging.secrets]\nPAY_KEY = \"STAGING_PAY_KEY\"\n";
     let project = tenant.project("web", "web.shop.test", more);
@@ -96,7 +97,7 @@ async fn an_environment_never_reaches_another_control_plane() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_profile_is_a_home_of_its_own_and_login_knows_its_control_plane() {
+async fn a_profile_is_a_separate_home_and_login_uses_its_control_plane() {
     let World {
         tenant,
         login,
@@ -113,7 +114,7 @@ async fn a_profile_is_a_home_of_its_own_and_login_knows_its_control_plane() {
     let project = tenant.project("web", "web.shop.test", &more);
     let token = _dir.path().join("token");
     std::fs::write(&token, "casemate_1").unwrap();
-    // Without `--home`, which would go before the profile.
+    // The command runs without `--home`, which would take precedence over the profile.
     let run = |args: &[&str]| {
         let output = tokio::task::block_in_place(|| {
             std::process::Command::new(env!("CARGO_BIN_EXE_casemate"))

@@ -1,8 +1,11 @@
-//! A control plane in this process that does as it is told, and may be told to lie.
+//! A control plane in this process with scripted answers, which may be false.
+
+mod nodes;
+mod tenants;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -31,13 +34,19 @@ use casemate_trust::revocation::Revocations;
 use casemate_trust::statement::{Manifest, OnlineKey, Pool, Root, Statement as _, Tenant};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
+use parking_lot::{Mutex, MutexGuard};
 use rustls::pki_types::PrivateKeyDer;
 use tokio::net::TcpListener;
 
 use super::holdings::{lacking, own_token, put_anew, readmit, tokens};
 use super::records::logs;
+pub(crate) use nodes::view;
+use nodes::{admit, grant, node, nodes, revoke};
+use tenants::{
+    freshness, get_object, head_bundle, manifest, put_bundle, put_object, status, tenant, tenants,
+};
 
-/// Everything that it was given.
+/// The state of the fake control plane.
 #[derive(Default)]
 pub(crate) struct Given {
     pub(crate) roots: Vec<Envelope>,
@@ -57,9 +66,9 @@ pub(crate) struct Given {
     pub(crate) audit: Vec<AuditRecord>,
     /// Bodies and tokens of all requests.
     pub(crate) heard: Vec<u8>,
-    /// Show this manifest (by its place in the list) instead of the newest.
+    /// Show this manifest (by its index) instead of the newest.
     pub(crate) show_manifest: Option<usize>,
-    /// Say this wherever a text can be said.
+    /// Put this text into every text field of the answers.
     pub(crate) evil: Option<&'static str>,
     /// Fail at every statement.
     pub(crate) refuse_statements: bool,
@@ -70,19 +79,19 @@ pub(crate) struct Given {
     /// Nodes that acknowledge everything at once, and one that refuses.
     pub(crate) nodes: Vec<&'static str>,
     pub(crate) refuses: Option<&'static str>,
-    /// One of them that is not connected and holds nothing.
+    /// A node of these that is not connected and holds nothing.
     pub(crate) away: Option<&'static str>,
-    /// Nothing is said of what the nodes made of a manifest.
+    /// Whether the nodes' state is left out of the answers.
     pub(crate) silent: bool,
     /// Credentials that nodes have stopped.
     pub(crate) stopped: Vec<StoppedCredential>,
-    /// How every node is.
+    /// The health that every node reports.
     pub(crate) health: Option<HealthView>,
-    /// How far its clock is ahead, seconds.
+    /// How far the fake's clock is ahead, seconds.
     pub(crate) clock_ahead_secs: i64,
     /// List a token of the first tenant.
     pub(crate) tenant_token: bool,
-    /// What the nodes hold, whatever was handed in.
+    /// The manifest that the nodes hold, independent of the uploaded one.
     pub(crate) hold: Option<(u64, Digest)>,
 }
 
@@ -145,7 +154,7 @@ impl Fake {
     }
 
     pub(crate) fn given(&self) -> MutexGuard<'_, Given> {
-        self.given.lock().unwrap()
+        self.given.lock()
     }
 
     /// A node's request to join, as its vault signed it.
@@ -190,13 +199,13 @@ fn router(given: Shared) -> Router {
         .route(
             "/v1/nodes/tokens",
             post(async |State(given): State<Shared>, body: Bytes| {
-                given.lock().unwrap().heard.extend(&body);
+                given.lock().heard.extend(&body);
             }),
         )
         .route(
             "/v1/nodes/joins",
             get(async |State(given): State<Shared>| {
-                let joins = given.lock().unwrap().joins.clone();
+                let joins = given.lock().joins.clone();
                 json(&JoinList { joins })
             }),
         )
@@ -218,13 +227,9 @@ fn no(status: StatusCode, code: &str) -> Response {
         .into_response()
 }
 
-fn digest(text: &str) -> Digest {
-    text.parse().unwrap()
-}
-
 async fn fleet(State(given): State<Shared>, headers: HeaderMap) -> Response {
-    let mut given = given.lock().unwrap();
-    // Whoever is not trusted yet must not be shown a token.
+    let mut given = given.lock();
+    // A client that does not trust the server yet must not send a token.
     if let Some(token) = headers.get("authorization") {
         given.heard.extend(token.as_bytes());
     }
@@ -248,7 +253,7 @@ async fn fleet(State(given): State<Shared>, headers: HeaderMap) -> Response {
 
 async fn statement(State(given): State<Shared>, body: Bytes) -> Response {
     let envelope = Envelope::parse(&body).unwrap();
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     given.heard.extend(&body);
     if given.refuse_statements {
         return no(StatusCode::INTERNAL_SERVER_ERROR, code::INTERNAL);
@@ -272,7 +277,7 @@ async fn statement(State(given): State<Shared>, body: Bytes) -> Response {
 }
 
 async fn pools(State(given): State<Shared>) -> Response {
-    let given = given.lock().unwrap();
+    let given = given.lock();
     let mut views: BTreeMap<Name, PoolView> = BTreeMap::new();
     for envelope in &given.pools {
         let pool = Pool::read(envelope).unwrap();
@@ -291,130 +296,6 @@ async fn pools(State(given): State<Shared>) -> Response {
     })
 }
 
-async fn tenants(State(given): State<Shared>) -> Response {
-    let given = given.lock().unwrap();
-    let summary = |(id, statements): (&TenantId, &Vec<Envelope>)| {
-        let tenant = Tenant::read(statements.last().unwrap()).unwrap();
-        TenantSummary {
-            id: *id,
-            name: tenant.name,
-            version: tenant.version,
-            expires: tenant.expires,
-            hosts: tenant.hosts.iter().map(ToString::to_string).collect(),
-            manifest_version: None,
-            manifest_expires: None,
-            functions: 0,
-            memory_mib: Some(tenant.ceilings.memory_mib),
-        }
-    };
-    let mut tenants: Vec<TenantSummary> = given.tenants.iter().map(summary).collect();
-    if given.swap_tenants {
-        let names: Vec<Name> = tenants.iter().map(|tenant| tenant.name.clone()).collect();
-        for (tenant, name) in tenants.iter_mut().zip(names.into_iter().rev()) {
-            tenant.name = name;
-        }
-    }
-    json(&TenantList { tenants })
-}
-
-async fn tenant(State(given): State<Shared>, Path(id): Path<TenantId>) -> Response {
-    let given = given.lock().unwrap();
-    let Some(statements) = given.tenants.get(&id) else {
-        return no(StatusCode::NOT_FOUND, code::NOT_FOUND);
-    };
-    let manifests = given.manifests.get(&id).cloned().unwrap_or_default();
-    let manifest = given
-        .show_manifest
-        .map_or_else(|| manifests.last(), |at| manifests.get(at));
-    json(&TenantView {
-        id,
-        name: Tenant::read(&statements[0]).unwrap().name,
-        statements: statements.clone(),
-        manifest: manifest.cloned(),
-        freshness: given
-            .freshness
-            .get(&id)
-            .and_then(|statements| statements.last().cloned()),
-    })
-}
-
-async fn put_object(
-    State(given): State<Shared>,
-    Path((_, name)): Path<(String, String)>,
-    body: Bytes,
-) -> Response {
-    let mut given = given.lock().unwrap();
-    given.heard.extend(&body);
-    if Digest::of(&body) != digest(&name) {
-        return no(StatusCode::UNPROCESSABLE_ENTITY, code::DIGEST_MISMATCH);
-    }
-    given.objects.insert(digest(&name), body.to_vec());
-    StatusCode::OK.into_response()
-}
-
-async fn get_object(
-    State(given): State<Shared>,
-    Path((_, name)): Path<(String, String)>,
-) -> Response {
-    match given.lock().unwrap().objects.get(&digest(&name)) {
-        Some(bytes) => bytes.clone().into_response(),
-        None => no(StatusCode::NOT_FOUND, code::NOT_FOUND),
-    }
-}
-
-async fn put_bundle(
-    State(given): State<Shared>,
-    Path(name): Path<String>,
-    body: Bytes,
-) -> Response {
-    let mut given = given.lock().unwrap();
-    given.heard.extend(&body);
-    given.bundles.insert(digest(&name), body.to_vec());
-    StatusCode::OK.into_response()
-}
-
-async fn head_bundle(State(given): State<Shared>, Path(name): Path<String>) -> StatusCode {
-    let there = given.lock().unwrap().bundles.contains_key(&digest(&name));
-    if there {
-        StatusCode::OK
-    } else {
-        StatusCode::NOT_FOUND
-    }
-}
-
-async fn manifest(State(given): State<Shared>, Path(id): Path<TenantId>, body: Bytes) -> Response {
-    let envelope = Envelope::parse(&body).unwrap();
-    let manifest = Manifest::read(&envelope).unwrap();
-    let mut given = given.lock().unwrap();
-    given.heard.extend(&body);
-    let held = given.manifests.entry(id).or_default();
-    let newest = held
-        .last()
-        .map_or(0, |held| Manifest::read(held).unwrap().version);
-    if manifest.version <= newest {
-        return no(StatusCode::CONFLICT, code::MANIFEST_CONFLICT);
-    }
-    if let Some(code) = lacking(&given, &manifest) {
-        return no(StatusCode::UNPROCESSABLE_ENTITY, code);
-    }
-    let held = given.manifests.entry(id).or_default();
-    held.push(envelope);
-    json(&ManifestAnswer {
-        accepted: Outcome::New,
-        revision: 1,
-    })
-}
-
-async fn freshness(State(given): State<Shared>, Path(id): Path<TenantId>, body: Bytes) -> Response {
-    let envelope = Envelope::parse(&body).unwrap();
-    let mut given = given.lock().unwrap();
-    given.freshness.entry(id).or_default().push(envelope);
-    json(&FreshnessAnswer {
-        accepted: Outcome::New,
-        revision: 1,
-    })
-}
-
 fn refusal(what: &str, code: &str, message: &str) -> Refused {
     Refused {
         what: what.into(),
@@ -424,72 +305,8 @@ fn refusal(what: &str, code: &str, message: &str) -> Refused {
     }
 }
 
-async fn status(State(given): State<Shared>, Path(id): Path<TenantId>) -> Response {
-    let given = given.lock().unwrap();
-    if given.silent {
-        return no(StatusCode::INTERNAL_SERVER_ERROR, code::INTERNAL);
-    }
-    let newest = given.manifests.get(&id).and_then(|held| held.last());
-    let manifest = newest.map(|held| Manifest::read(held).unwrap());
-    let version = manifest.as_ref().map(|manifest| manifest.version);
-    let digest = newest.map(Envelope::payload_digest);
-    let progress = |node: &&str| {
-        let refuses = given.refuses == Some(*node);
-        let away = given.away == Some(*node);
-        let held = given
-            .hold
-            .or(version.zip(digest).filter(|_| !refuses && !away));
-        let refused = StatementId::Manifest {
-            tenant: id,
-            version: version.unwrap_or_default(),
-        };
-        NodeProgress {
-            node: node.parse().unwrap(),
-            pool: "main".parse().unwrap(),
-            connected: !away,
-            manifest_version: held.map(|(version, _)| version),
-            manifest_digest: held.map(|(_, digest)| digest),
-            acknowledged: Some(1),
-            is_stored: true,
-            refused: refuses.then(|| {
-                let code = given.evil.unwrap_or("release_malformed");
-                let message = given.evil.unwrap_or("the release is not understood");
-                refusal(&refused.to_string(), code, message)
-            }),
-        }
-    };
-    let functions = manifest
-        .iter()
-        .flat_map(|manifest| &manifest.functions)
-        .map(|(name, wanted)| {
-            let status = FunctionStatus {
-                release: wanted.release,
-                pools: wanted.pools.clone(),
-                hosts: Vec::new(),
-                hosts_of_other_tenants: Vec::new(),
-                nodes_current: given.nodes.len(),
-                nodes_total: given.nodes.len(),
-            };
-            (name.clone(), status)
-        });
-    json(&TenantStatus {
-        id,
-        name: "shop".parse().unwrap(),
-        manifest_version: version,
-        manifest_digest: digest,
-        manifest_expires: None,
-        functions: functions.collect(),
-        nodes: given.nodes.iter().map(progress).collect(),
-        storage: casemate_api::tenant::StorageView {
-            used_bytes: 3 << 20,
-            limit_bytes: 1 << 30,
-        },
-        stopped_credentials: given.stopped.clone(),
-    })
-}
-
 async fn audit(Query(query): Query<AuditQuery>, State(given): State<Shared>) -> Response {
-    let given = given.lock().unwrap();
+    let given = given.lock();
     let rest = given.audit.iter().filter(|record| record.seq > query.since);
     let records = rest.take(2).cloned().collect();
     let newest = given.audit.len() as u64;
@@ -500,99 +317,15 @@ async fn audit(Query(query): Query<AuditQuery>, State(given): State<Shared>) -> 
     })
 }
 
-async fn nodes(State(given): State<Shared>) -> Response {
-    let given = given.lock().unwrap();
-    let names = given
-        .admitted
-        .iter()
-        .map(|admission| admission.name.to_string());
-    let nodes = names
-        .filter_map(|name| view(&given, &name))
-        .map(|view| view.summary)
-        .collect();
-    json(&NodeList { nodes })
-}
-
 async fn token(State(given): State<Shared>, body: Bytes) -> Response {
     let new: NewToken = serde_json::from_slice(&body).unwrap();
     json(&MadeToken {
-        id: given.lock().unwrap().evil.unwrap_or("t1").into(),
+        id: given.lock().evil.unwrap_or("t1").into(),
         token: format!("casemate_{}", new.label.len()),
     })
 }
 
-pub(crate) fn view(given: &Given, name: &str) -> Option<NodeView> {
-    let admission = given
-        .admitted
-        .iter()
-        .rfind(|admission| admission.name.as_str() == name)?;
-    let join = given
-        .joins
-        .iter()
-        .find(|join| join.request == admission.request)?;
-    let grants = given
-        .grants
-        .iter()
-        .filter(|grant| grant.node_key == admission.node_key);
-    Some(NodeView {
-        summary: NodeSummary {
-            machine: None,
-            duplicate_seen: None,
-            health: given.health.clone(),
-            name: admission.name.clone(),
-            pool: admission.pool.clone(),
-            key: admission.node_key,
-            admitted: 1,
-            connected_since: None,
-            last_seen: None,
-            version: given.evil.map(str::to_owned),
-            synced_revision: None,
-        },
-        join: join.envelope.clone(),
-        grants: grants.map(|grant| grant.epoch).collect(),
-        status: serde_json::json!(given.evil),
-        manifests: BTreeMap::new(),
-        refused: given
-            .evil
-            .iter()
-            .map(|evil| refusal(evil, evil, evil))
-            .collect(),
-    })
-}
-
-async fn admit(State(given): State<Shared>, body: Bytes) -> Response {
-    let admission: Admission = serde_json::from_slice(&body).unwrap();
-    let mut given = given.lock().unwrap();
-    given.grants.extend(admission.grants.clone());
-    let name = admission.name.clone();
-    given.admitted.push(admission);
-    json(&view(&given, name.as_str()).unwrap())
-}
-
-async fn node(State(given): State<Shared>, Path(name): Path<String>) -> Response {
-    match view(&given.lock().unwrap(), &name) {
-        Some(view) => json(&view),
-        None => no(StatusCode::NOT_FOUND, code::NOT_FOUND),
-    }
-}
-
 async fn revoke_token(State(given): State<Shared>, Path(id): Path<String>) -> StatusCode {
-    given.lock().unwrap().deleted.push(format!("token {id}"));
+    given.lock().deleted.push(format!("token {id}"));
     StatusCode::OK
-}
-
-async fn revoke(State(given): State<Shared>, Path(name): Path<String>) -> Response {
-    let mut given = given.lock().unwrap();
-    given.deleted.push(format!("node {name}"));
-    match given.refuse_revoking {
-        Some((status, code)) => no(StatusCode::from_u16(status).unwrap(), code),
-        None => StatusCode::OK.into_response(),
-    }
-}
-
-async fn grant(State(given): State<Shared>, Path(name): Path<String>, body: Bytes) -> Response {
-    let new: NewGrants = serde_json::from_slice(&body).unwrap();
-    let mut given = given.lock().unwrap();
-    given.grants.extend(new.grants);
-    json(&view(&given, &name).unwrap())
 }

@@ -1,4 +1,4 @@
-//! Nodes, listings, records.
+//! Tests of nodes, listings and records.
 
 use std::process::{Command, Stdio};
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::fake::Fake;
 use super::records::audit_chain;
-use super::world::{World, world};
+use super::world::{Person, World, world};
 
 pub(crate) fn ask(fake: &Fake, token: &str, seed: u8) {
     let token: JoinToken = token.parse().unwrap();
@@ -51,19 +51,19 @@ async fn a_node_joins_once_and_gets_the_key_of_each_epoch() {
     let admitted = operator.json(&["node", "admit", "edge-1"]);
     assert_eq!(admitted["admitted"][0]["node"], "edge-1");
     assert_eq!(fake.given().grants.len(), 1);
-    // Admitted already, and no machine asks.
+    // The node is admitted already, and no machine asks.
     fake.given().joins.clear();
-    let ran = operator.run(&["node", "admit", "edge-1", "--wait", "0"]);
-    assert_eq!(ran.code, 73, "{}", ran.err);
-    assert!(ran.err.contains("edge-1 is a member"), "{}", ran.err);
-    // The same token from another node.
+    operator
+        .run(&["node", "admit", "edge-1", "--wait", "0"])
+        .ended(73, "edge-1 is a member");
+    // Another node uses the same token.
     fake.given().joins.clear();
     ask(&fake, token, 9);
-    let ran = operator.run(&["node", "admit", "edge-1", "--wait", "1"]);
-    assert_eq!(ran.code, 76, "{}", ran.err);
-    assert!(ran.err.contains("token_used"), "{}", ran.err);
+    operator
+        .run(&["node", "admit", "edge-1", "--wait", "1"])
+        .ended(76, "token_used");
     assert_eq!(fake.given().admitted.len(), 1);
-    // A rotation gives the new key to whoever stays.
+    // A rotation gives the new key to the remaining members.
     fake.given().joins.clear();
     ask(&fake, token, 8);
     let rotated = operator.json(&["pool", "rotate", "main"]);
@@ -80,7 +80,7 @@ async fn a_node_joins_once_and_gets_the_key_of_each_epoch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restored_control_plane_loses_again_what_was_revoked() {
+async fn revoked_nodes_are_revoked_again_at_a_restored_control_plane() {
     let World {
         fake,
         operator,
@@ -108,7 +108,8 @@ async fn a_restored_control_plane_loses_again_what_was_revoked() {
     let ran = tokio::task::block_in_place(|| tenant.try_with(&put, "hunter2hunter2hunter2"));
     assert!(ran.err.contains("a revoked node knows"), "{}", ran.err);
 
-    // The older copy has the revoked node and token, no list of revoked nodes, and not the last node.
+    // The older copy has the revoked node and token, no list of revoked nodes, and not the last
+    // node.
     {
         let mut given = fake.given();
         given.revocations = None;
@@ -136,7 +137,7 @@ async fn a_restored_control_plane_loses_again_what_was_revoked() {
         "{}",
         ran.err
     );
-    // The last node is still a member for this home; the first is revoked and stays so.
+    // The last node is still a member for this home; the first stays revoked.
     let published = operator.json(&["fleet", "publish", "--readmit"]);
     assert_eq!(published["readmitted"], serde_json::json!(["edge-3"]));
     let nodes = operator.json(&["node", "list"]);
@@ -144,14 +145,13 @@ async fn a_restored_control_plane_loses_again_what_was_revoked() {
     assert!(names.clone().any(|name| name == "edge-3"), "{nodes}");
     let again = operator.json(&["fleet", "publish", "--readmit"]);
     assert_eq!(again["readmitted"], serde_json::json!([]));
-    // With the pool's next key the tenant can go on.
+    // With the pool's next key the tenant can continue.
     operator.json(&["pool", "rotate", "main"]);
     let ran = tokio::task::block_in_place(|| tenant.try_with(&put, "hunter2hunter2hunter2"));
     assert_eq!(ran.code, 0, "{}", ran.err);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn listings_are_json_and_tables() {
     let World {
         fake,
@@ -199,6 +199,17 @@ async fn listings_are_json_and_tables() {
             .unwrap()
             .ends_with(fingerprint["fleet"].as_str().unwrap())
     );
+    tables_show(&operator);
+    assert_eq!(tenant.json(&["secret", "list"]), serde_json::json!([]));
+    let status = tenant.run(&["status"]);
+    assert!(
+        status.out.contains("nothing is deployed yet"),
+        "{}",
+        status.out
+    );
+}
+
+fn tables_show(operator: &Person) {
     for (args, text) in [
         (&["node", "list"][..], "edge-1  main  never seen"),
         (
@@ -219,13 +230,6 @@ async fn listings_are_json_and_tables() {
             ran.err
         );
     }
-    assert_eq!(tenant.json(&["secret", "list"]), serde_json::json!([]));
-    let status = tenant.run(&["status"]);
-    assert!(
-        status.out.contains("nothing is deployed yet"),
-        "{}",
-        status.out
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -249,7 +253,7 @@ async fn a_broken_audit_chain_is_found_over_pages() {
         ),
         (&5.into(), 3)
     );
-    // Over the pages of two as well: the newest, not the oldest of the newest.
+    // Over pages of two as well: the newest records, not the oldest of the newest.
     let newest = operator.json(&["audit", "--last", "3"]);
     let seqs: Vec<_> = newest["records"]
         .as_array()
@@ -259,9 +263,9 @@ async fn a_broken_audit_chain_is_found_over_pages() {
         .collect();
     assert_eq!(seqs, [3, 4, 5]);
     fake.given().audit[2].subject = "d".into();
-    let ran = operator.run(&["audit", "--verify"]);
-    assert_eq!(ran.code, 76, "{}", ran.err);
-    assert!(ran.err.contains("broken at record 3"), "{}", ran.err);
+    operator
+        .run(&["audit", "--verify"])
+        .ended(76, "broken at record 3");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -277,11 +281,10 @@ async fn logs_are_followed_and_cannot_move_the_cursor() {
     let ran = tenant.run_in_colour(&["logs"]);
     assert!(ran.out.contains("[2Jcleared"), "{}", ran.out);
     assert!(!ran.out.contains("\u{1b}[2J"), "{}", ran.out);
-    let ran = tenant.run(&["logs", "web", "--follow"]);
-    assert_eq!(ran.code, 66, "{}", ran.err);
-    assert!(ran.err.contains("no function web"), "{}", ran.err);
-    let project = tenant.project("web", "web.shop.test", "");
-    tenant.json(&["deploy", "--project", &project]);
+    tenant
+        .run(&["logs", "web", "--follow"])
+        .ended(66, "no function web");
+    tenant.deploys("web", "web.shop.test", "");
     let mut child = Command::new(env!("CARGO_BIN_EXE_casemate"))
         .arg("--home")
         .arg(&tenant.home)
@@ -294,7 +297,8 @@ async fn logs_are_followed_and_cannot_move_the_cursor() {
     let read = |line: std::io::Result<String>| {
         serde_json::from_str::<Value>(&line.unwrap()).unwrap()["seq"].clone()
     };
-    // The stream ends after the third record and is opened again behind it: nothing is shown twice.
+    // The stream ends after the third record and is opened again behind it: no record is shown
+    // twice.
     let seen: Vec<Value> = tokio::task::block_in_place(|| lines.take(3).map(read).collect());
     child.kill().unwrap();
     child.wait().unwrap();

@@ -1,4 +1,4 @@
-//! What the control plane of the tests has, and what it lacks.
+//! The objects that the fake control plane has and lacks.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use casemate_trust::statement::{Manifest, Statement as _};
 
 use super::fake::{Given, Shared, json, view};
 
-/// What is listed and not there.
+/// The listed objects that are missing.
 pub(crate) fn lacking(given: &Given, manifest: &Manifest) -> Option<&'static str> {
     let wanted = manifest.functions.values();
     let mut releases =
@@ -32,7 +32,7 @@ pub(crate) fn lacking(given: &Given, manifest: &Manifest) -> Option<&'static str
     })
 }
 
-/// The same with another signature takes the place of the earlier one.
+/// A statement with the same content and another signature replaces the earlier one.
 pub(crate) fn put_anew(held: &mut Vec<Envelope>, envelope: Envelope) {
     let digest = envelope.payload_digest();
     match held.iter_mut().find(|held| held.payload_digest() == digest) {
@@ -44,7 +44,7 @@ pub(crate) fn put_anew(held: &mut Vec<Envelope>, envelope: Envelope) {
 pub(crate) async fn readmit(State(given): State<Shared>, body: Bytes) -> Response {
     let Readmission { join, grants } = serde_json::from_slice(&body).unwrap();
     let request = casemate_trust::join::JoinRequest::read(&join).unwrap();
-    let mut given = given.lock().unwrap();
+    let mut given = given.lock();
     let admission = Admission {
         request: join.payload_digest(),
         node_key: request.node_key,
@@ -59,7 +59,7 @@ pub(crate) async fn readmit(State(given): State<Shared>, body: Bytes) -> Respons
 }
 
 pub(crate) async fn own_token(State(given): State<Shared>) -> Response {
-    let first = given.lock().unwrap().tenants.keys().next().copied();
+    let first = given.lock().tenants.keys().next().copied();
     json(&TokenView {
         id: "own".into(),
         scope: first.map_or(Scope::ReadOnly, Scope::Tenant),
@@ -70,7 +70,7 @@ pub(crate) async fn own_token(State(given): State<Shared>) -> Response {
 }
 
 pub(crate) async fn tokens(State(given): State<Shared>) -> Response {
-    let given = given.lock().unwrap();
+    let given = given.lock();
     let evil = given.evil;
     let of_tenant = given.tenants.keys().next().filter(|_| given.tenant_token);
     let of_tenant = of_tenant.map(|id| TokenView {

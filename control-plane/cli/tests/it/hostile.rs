@@ -1,4 +1,5 @@
-//! A control plane that lies, is another, or is away; a node that refuses.
+//! Tests with a control plane that lies, has another identity, or is away, and with a node that
+//! refuses.
 
 use casemate_trust::id::{Digest, FleetId};
 use casemate_trust::key::SigningKey;
@@ -16,7 +17,7 @@ async fn another_key_at_the_same_address_is_not_the_control_plane() {
     } = world().await;
     let impostor = Fake::start(4).await;
     {
-        // It shows everything that the right one shows.
+        // The impostor shows everything that the right control plane shows.
         let (mut other, given) = (impostor.given(), fake.given());
         (other.roots, other.online) = (given.roots.clone(), given.online.clone());
     }
@@ -27,18 +28,18 @@ async fn another_key_at_the_same_address_is_not_the_control_plane() {
         text.replace(&fake.address.to_string(), &impostor.address.to_string()),
     )
     .unwrap();
-    let ran = tenant.run(&["--json", "status"]);
-    assert_eq!(ran.code, 76, "{}", ran.err);
-    assert!(ran.err.contains("not_the_control_plane"), "{}", ran.err);
+    tenant
+        .run(&["--json", "status"])
+        .ended(76, "not_the_control_plane");
     assert!(impostor.given().heard.is_empty(), "it heard the token");
     let login = format!("https://{}#{}", impostor.address, "0".repeat(64));
     let stranger = Person {
         home: tenant.home.with_file_name("stranger"),
         folder: tenant.folder.clone(),
     };
-    let ran = stranger.run(&["login", &login, "--token", "casemate_x"]);
-    assert_eq!(ran.code, 76, "{}", ran.err);
-    assert!(ran.err.contains("fleet_other"), "{}", ran.err);
+    stranger
+        .run(&["login", &login, "--token", "casemate_x"])
+        .ended(76, "fleet_other");
     assert!(impostor.given().heard.is_empty(), "it heard the token");
 }
 
@@ -91,8 +92,7 @@ async fn a_rollback_by_the_control_plane_changes_nothing() {
     let World {
         fake, tenant, _dir, ..
     } = world().await;
-    let project = tenant.project("web", "web.shop.test", "");
-    tenant.json(&["deploy", "--project", &project]);
+    let project = tenant.deploys("web", "web.shop.test", "");
     tenant.source("web", 2);
     let second = tenant.json(&["deploy", "--project", &project]);
     fake.given().show_manifest = Some(0);
@@ -110,16 +110,16 @@ async fn a_rollback_by_the_control_plane_changes_nothing() {
     assert_eq!(
         fake.given().manifests[&id].len(),
         2,
-        "looking signs nothing"
+        "a reading command signs nothing"
     );
-    // What is signed next is built on what this home remembers.
+    // The next manifest is built on the one that this home remembers.
     let renewed = tenant.json(&["renew"]);
     assert_eq!(renewed["manifest"], 3);
     let newest = fake.given().manifests[&id].last().cloned().unwrap();
     let wanted = Manifest::read(&newest).unwrap().functions;
     let release = serde_json::json!(wanted.values().next().unwrap().release);
     assert_eq!(release, second["release"]);
-    // Silence deletes nothing either.
+    // A control plane that shows nothing deletes nothing either.
     fake.given().show_manifest = Some(99);
     let ran = tenant.run(&["deploy", "--project", &project]);
     assert_eq!(ran.code, 0, "{}", ran.err);
@@ -142,7 +142,7 @@ async fn one_tenant_under_the_name_of_another_gets_nothing_signed() {
         login,
         _dir,
     } = world().await;
-    // One key that signs for both: nothing but the name tells them apart.
+    // One key signs for both tenants: only the name tells them apart.
     let key = tenant.json(&["tenant", "key"]);
     let key = key["public_key"].as_str().unwrap();
     operator.json(&["tenant", "add", "evil", "--key", key, "--host", "evil.test"]);
@@ -156,9 +156,7 @@ async fn one_tenant_under_the_name_of_another_gets_nothing_signed() {
         (&stranger, "that id was signed for the tenant evil"),
     ];
     for (person, why) in said {
-        let ran = person.run(&["tenant", "show", "shop"]);
-        assert_eq!(ran.code, 76, "{}{}", ran.out, ran.err);
-        assert!(ran.err.contains(why), "{}", ran.err);
+        person.run(&["tenant", "show", "shop"]).ended(76, why);
     }
     for args in [
         &["tenant", "hosts", "shop", "--add", "pay.test"][..],
@@ -177,7 +175,7 @@ async fn one_tenant_under_the_name_of_another_gets_nothing_signed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_earlier_try_signed_is_not_published_in_place_of_what_is_asked() {
+async fn the_result_of_an_earlier_try_is_not_published_for_a_different_request() {
     let World {
         fake,
         operator,
@@ -213,15 +211,15 @@ async fn what_an_earlier_try_signed_is_not_published_in_place_of_what_is_asked()
         1,
         "only shop was ever published"
     );
-    // The way out: the same tenant with the right key, and nothing that the wrong one could sign.
+    // The way out: the same tenant with the right key, and the wrong key can sign nothing.
     let ran = add("mart", &right, &["--replace"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
     let shown = operator.json(&["tenant", "show", "mart"]);
     assert_eq!(shown["keys"]["keys"], serde_json::json!([right]));
-    // What is asked for again as it was is handed in.
+    // A repeated request with the same content is uploaded.
     let ran = add("again", &right, &[]);
     assert_eq!(ran.code, 0, "{}", ran.err);
-    // A tenant that the control plane hides is not given to somebody else.
+    // A tenant that the control plane hides does not lose its host to another one.
     fake.given().tenants.clear();
     let ran = add("shop", &wrong, &[]);
     assert_eq!(ran.code, 73, "{}{}", ran.out, ran.err);
@@ -246,16 +244,16 @@ async fn a_revoked_node_gets_no_key_whatever_the_control_plane_answers() {
         ask(&fake, token["token"].as_str().unwrap(), seed);
         operator.json(&["node", "admit", node]);
     }
-    // As if nothing had been granted: whoever lies so is handed everything anew.
+    // The control plane claims that nothing was granted, so it is given all grants again.
     fake.given().grants.clear();
     fake.given().refuse_revoking = Some((404, "not_found"));
-    let ran = operator.run(&["node", "revoke", "bad-404", "--yes"]);
-    assert_eq!(ran.code, 0, "{}", ran.err);
-    assert!(ran.err.contains("knows no node bad-404"), "{}", ran.err);
+    operator
+        .run(&["node", "revoke", "bad-404", "--yes"])
+        .ended(0, "knows no node bad-404");
     fake.given().refuse_revoking = Some((500, "internal"));
-    let ran = operator.run(&["node", "revoke", "bad-500", "--yes"]);
-    assert_eq!(ran.code, 69, "{}", ran.err);
-    assert!(ran.err.contains("gets no more keys"), "{}", ran.err);
+    operator
+        .run(&["node", "revoke", "bad-500", "--yes"])
+        .ended(69, "gets no more keys");
     let connection = operator.home.join("connection.json");
     let text = std::fs::read_to_string(&connection).unwrap();
     std::fs::write(
@@ -271,11 +269,11 @@ async fn a_revoked_node_gets_no_key_whatever_the_control_plane_answers() {
     let good = SigningKey::from_seed(&[8; 32]).unwrap().public();
     let grants = fake.given().grants.clone();
     assert!(!grants.is_empty() && grants.iter().all(|grant| grant.node_key == good));
-    // Nor does it come back with the token that it joined with.
-    let ran = operator.run(&["node", "admit", "bad-404", "--wait", "0"]);
-    assert_eq!(ran.code, 76, "{}", ran.err);
-    assert!(ran.err.contains("token_unknown"), "{}", ran.err);
-    // A node that neither knows is a mistake in the name.
+    // The node is not admitted again with the token that it joined with.
+    operator
+        .run(&["node", "admit", "bad-404", "--wait", "0"])
+        .ended(76, "token_unknown");
+    // A node that neither side knows is a mistake in the name.
     fake.given().refuse_revoking = Some((404, "not_found"));
     let ran = operator.run(&["node", "revoke", "edge-99", "--yes"]);
     assert_eq!(ran.code, 66, "{}", ran.err);
@@ -293,11 +291,11 @@ async fn a_request_under_the_name_of_another_node_is_not_admitted() {
     operator.json(&["node", "token", "edge-1"]);
     ask(&fake, stolen["token"].as_str().unwrap(), 9);
     fake.given().joins[0].node = "edge-1".parse().unwrap();
-    let ran = operator.run(&["node", "admit", "edge-1", "--wait", "0"]);
-    assert_eq!(ran.code, 76, "{}", ran.err);
-    assert!(ran.err.contains("label_other"), "{}", ran.err);
+    let ran = operator
+        .run(&["node", "admit", "edge-1", "--wait", "0"])
+        .ended(76, "label_other");
     assert!(ran.err.contains("which is for node edge-9"), "{}", ran.err);
-    // Nor is it under its own name, once the token is known to be stolen.
+    // It is not admitted under its own name either, once the token is known to be stolen.
     fake.given().joins[0].node = "edge-9".parse().unwrap();
     let cancelled = operator.json(&["node", "token", "edge-9", "--cancel"]);
     assert_eq!(cancelled["cancelled"], 1);
@@ -306,7 +304,7 @@ async fn a_request_under_the_name_of_another_node_is_not_admitted() {
     assert!(fake.given().grants.is_empty());
     let again = operator.run(&["node", "token", "edge-9", "--cancel"]);
     assert_eq!(again.code, 66, "{}", again.err);
-    // The other node's token is as it was.
+    // The other node's token is unchanged.
     assert_eq!(
         operator.json(&["node", "token", "edge-1", "--cancel"])["cancelled"],
         1
@@ -338,13 +336,14 @@ async fn nodes_that_hold_another_manifest_do_not_run_ours() {
     } = world().await;
     fake.given().nodes = vec!["edge-1"];
     let project = tenant.project("web", "web.shop.test", "");
-    // A backup was restored: the nodes hold what neither this control plane nor this home has seen.
+    // A backup was restored: the nodes hold a manifest that neither this control plane nor this
+    // home has seen.
     fake.given().hold = Some((7, Digest([7; 32])));
-    let ran = tenant.run(&["deploy", "--project", &project]);
-    assert_eq!(ran.code, 82, "{}{}", ran.out, ran.err);
-    assert!(ran.err.contains("edge-1 holds manifest 7"), "{}", ran.err);
+    let ran = tenant
+        .run(&["deploy", "--project", &project])
+        .ended(82, "edge-1 holds manifest 7");
     assert!(ran.err.contains("renew --from-memory"), "{}", ran.err);
-    // The same number is not the same manifest.
+    // The same number does not mean the same manifest.
     fake.given().hold = Some((2, Digest([7; 32])));
     let ran = tenant.run(&["renew", "--wait", "1"]);
     assert_eq!(ran.code, 83, "{}{}", ran.out, ran.err);
@@ -372,21 +371,19 @@ async fn an_audit_chain_that_was_cut_or_computed_anew_is_found() {
     for (forged, why) in [
         (audit_chain(4, "c"), "it ends with record 4"),
         (Vec::new(), "it ends with record 0"),
-        (audit_chain(5, "d"), "record 5 is another"),
-        (audit_chain(9, "d"), "record 5 is another"),
+        (audit_chain(5, "d"), "record 5 differs"),
+        (audit_chain(9, "d"), "record 5 differs"),
     ] {
         fake.given().audit = forged;
-        let ran = operator.run(&["audit", "--verify"]);
-        assert_eq!(ran.code, 76, "{}{}", ran.out, ran.err);
-        assert!(ran.err.contains(why), "{}", ran.err);
+        operator.run(&["audit", "--verify"]).ended(76, why);
     }
-    // What was refused has not become the chain to compare with.
+    // The refused chain has not replaced the chain to compare with.
     fake.given().audit = audit_chain(7, "c");
     assert_eq!(operator.json(&["audit", "--verify"])["verified"], 7);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_that_a_terminal_obeys_comes_from_others() {
+async fn no_terminal_escape_of_others_is_printed() {
     const EVIL: &str = "\u{1b}[31mred\u{1b}]0;title\u{7}\u{1b}[2J\r\u{9b}1A\u{202e}x";
     let World {
         fake,
@@ -436,7 +433,7 @@ async fn nothing_that_a_terminal_obeys_comes_from_others() {
             }
         }
     }
-    // Nothing is lost to programs.
+    // The JSON output still has every character.
     let shown = operator.json(&["node", "show", "edge-1"]);
     assert_eq!(shown["refused"][0]["code"], EVIL);
 }
@@ -457,7 +454,5 @@ async fn without_a_control_plane_the_exit_code_is_69() {
         text.replace(&fake.address.to_string(), &free.to_string()),
     )
     .unwrap();
-    let ran = tenant.run(&["status"]);
-    assert_eq!(ran.code, 69, "{}", ran.err);
-    assert!(ran.err.contains("does not answer"), "{}", ran.err);
+    tenant.run(&["status"]).ended(69, "does not answer");
 }

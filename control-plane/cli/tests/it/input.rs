@@ -1,4 +1,4 @@
-//! What bad input gets.
+//! Tests of bad input.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::world::{Person, World, world};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_not_given_is_refused_before_anything_is_uploaded() {
+async fn uses_beyond_the_limits_are_refused_before_anything_is_uploaded() {
     let World {
         fake,
         operator,
@@ -15,9 +15,9 @@ async fn what_was_not_given_is_refused_before_anything_is_uploaded() {
         ..
     } = world().await;
     let project = tenant.project("web", "web.other.test", "");
-    let ran = tenant.run(&["deploy", "--project", &project]);
-    assert_eq!(ran.code, 64, "{}", ran.err);
-    assert!(ran.err.contains("allowed: *.shop.test"), "{}", ran.err);
+    tenant
+        .run(&["deploy", "--project", &project])
+        .ended(64, "allowed: *.shop.test");
     assert!(fake.given().bundles.is_empty() && fake.given().objects.is_empty());
     operator.json(&["tenant", "hosts", "shop", "--add", "web.other.test"]);
     tenant.json(&["deploy", "--project", &project]);
@@ -38,7 +38,7 @@ async fn what_was_not_given_is_refused_before_anything_is_uploaded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_taken_back_needs_somebody_who_says_so() {
+async fn irreversible_commands_need_a_confirmation() {
     let World {
         fake,
         operator,
@@ -62,22 +62,22 @@ async fn what_cannot_be_taken_back_needs_somebody_who_says_so() {
         "{}",
         help.out
     );
-    // What an operator changes is said whole, and whose callers a host leads to before it is gone.
+    // The output shows everything that the operator changed, and warns before a host with callers
+    // is removed.
     let updated = operator.run(&["tenant", "update", "shop", "--max-heap-mib", "64"]);
     assert!(updated.out.contains("64 MiB of heap"), "{}", updated.out);
     assert_eq!(operator.json(&["tenant", "list"])[0]["memory_mib"], 4096);
-    // A key that does not sign for the token's tenant is named at the login.
+    // If the key does not sign for the token's tenant, the login reports it.
     let other = Person::new(_dir.path(), "other");
     other.json(&["tenant", "key", "--plain-keys"]);
-    let ran = tokio::task::block_in_place(|| other.try_with(&["login", &login], "casemate_1"));
-    assert_eq!(ran.code, 0, "{}", ran.err);
-    assert!(ran.err.contains("does not sign for it"), "{}", ran.err);
+    let ran = tokio::task::block_in_place(|| other.try_with(&["login", &login], "casemate_1"))
+        .ended(0, "does not sign for it");
     assert!(!ran.err.contains("signs for the tenant"), "{}", ran.err);
     drop(tenant);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_line_of_secrets_that_is_not_understood_says_what_is_wrong_with_it() {
+async fn the_mistake_in_a_command_line_with_secrets_is_named() {
     let World { tenant, _dir, .. } = world().await;
     let ran = tenant.run(&["secret", "rm", "KEY", "--sure"]);
     assert_eq!(ran.code, 64, "{}", ran.err);
@@ -121,17 +121,17 @@ async fn calls_beyond_the_operators_ceiling_are_refused_before_anything_is_uploa
     ] {
         let project = tenant.project("web", "web.shop.test", &rule(host));
         for dry in [&[][..], &["--dry-run"]] {
-            let ran = tenant.run(&[&["deploy", "--project", &project], dry].concat());
-            assert_eq!(ran.code, 64, "{}", ran.err);
-            assert!(ran.err.contains(refused), "{}", ran.err);
+            let ran = tenant
+                .run(&[&["deploy", "--project", &project], dry].concat())
+                .ended(64, refused);
             let allowed = "allowed: hosts *.ok.test, ports 443, private networks none";
             assert!(ran.err.contains(allowed), "{}", ran.err);
         }
     }
     assert!(fake.given().bundles.is_empty() && fake.given().objects.is_empty());
-    let project = tenant.project("web", "web.shop.test", &rule("a.ok.test"));
-    tenant.json(&["deploy", "--project", &project]);
-    // What runs already stays when the ceiling is lowered, and may still be changed in other ways.
+    tenant.deploys("web", "web.shop.test", &rule("a.ok.test"));
+    // A function that runs already stays when the ceiling is lowered, and may still be changed in
+    // other ways.
     operator.json(&["tenant", "update", "shop", "--egress-host", "b.ok.test"]);
     tenant.json(&["renew"]);
 }
@@ -144,9 +144,9 @@ async fn a_tenants_memory_is_part_of_its_statement() {
     let update = ["tenant", "update", "shop", "--max-memory-mib"];
     let updated = operator.json(&[&update[..], &["1024"]].concat());
     assert_eq!(memory(updated), 1024);
-    let ran = operator.run(&[&update[..], &["100"]].concat());
-    assert_eq!(ran.code, 64, "{}", ran.err);
-    assert!(ran.err.contains("256"), "{}", ran.err);
+    operator
+        .run(&[&update[..], &["100"]].concat())
+        .ended(64, "256");
     assert_eq!(memory(operator.json(&["tenant", "show", "shop"])), 1024);
 }
 
@@ -169,7 +169,7 @@ async fn a_host_belongs_to_one_tenant() {
             ran.err
         );
     }
-    // As it stands in the file `tenant.pub`.
+    // The key is written as in the file `tenant.pub`.
     let quoted = format!("\"{key}\"");
     operator.json(&[
         "tenant",
@@ -221,8 +221,59 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         .collect()
 }
 
+/// What is typed, what standard input has, the exit code, and what the error says.
+type Case<'a> = (&'a [&'a str], &'a str, i32, &'a str);
+
+const PUT: &[&str] = &["secret", "put", "K", "--host", "a.test"];
+
+const BAD: &[Case<'_>] = &[
+    (PUT, "a\r\nb", 65, "CR at byte 1"),
+    (PUT, "a\0b", 65, "NUL at byte 1"),
+    (PUT, "", 65, "got 0"),
+    (PUT, "1234567", 65, "`--short`"),
+    (
+        &["secret", "put", "K", "--host", "a.test", "--value", "hush"],
+        "",
+        64,
+        "standard input",
+    ),
+    (
+        &["secret", "put", "K", "hush", "--host", "a.test"],
+        "",
+        64,
+        "standard input",
+    ),
+    (
+        &["secret", "put", "K=hush", "--host", "a.test"],
+        "",
+        64,
+        "[NAME]",
+    ),
+    (
+        &["secret", "--quiet", "put", "K", "hush"],
+        "",
+        64,
+        "standard input",
+    ),
+    (
+        &["secret", "put", "K", "--host", "a.test", "--pool", "eu"],
+        "a value of sixteen bytes",
+        66,
+        "there is no pool eu",
+    ),
+    (&["rollback", "nothing"], "", 66, "nothing is deployed yet"),
+    (&["fleet", "publish"], "", 78, "casemate fleet init"),
+    (
+        &["login", "http://x"],
+        "",
+        64,
+        "https://HOST:PORT#FINGERPRINT",
+    ),
+    (&["login", "https://x#ab"], "", 64, "64 hex digits"),
+    (&["renew"], "", 66, "casemate deploy"),
+];
+
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn bad_input_has_an_exit_code_and_a_next_step() {
     let World {
         tenant, fake, _dir, ..
@@ -234,56 +285,11 @@ async fn bad_input_has_an_exit_code_and_a_next_step() {
     )
     .unwrap();
     let nothing = tenant.folder.display().to_string();
-    let put = ["secret", "put", "K", "--host", "a.test"];
-    let cases: &[(&[&str], &str, i32, &str)] = &[
+    let deploys: [Case<'_>; 2] = [
         (&["deploy", "--project", &project], "", 65, "src/main.ts:"),
         (&["deploy", "--project", &nothing], "", 66, "casemate init"),
-        (&put, "a\r\nb", 65, "CR at byte 1"),
-        (&put, "a\0b", 65, "NUL at byte 1"),
-        (&put, "", 65, "got 0"),
-        (&put, "1234567", 65, "`--short`"),
-        (
-            &["secret", "put", "K", "--host", "a.test", "--value", "hush"],
-            "",
-            64,
-            "standard input",
-        ),
-        (
-            &["secret", "put", "K", "hush", "--host", "a.test"],
-            "",
-            64,
-            "standard input",
-        ),
-        (
-            &["secret", "put", "K=hush", "--host", "a.test"],
-            "",
-            64,
-            "[NAME]",
-        ),
-        (
-            &["secret", "--quiet", "put", "K", "hush"],
-            "",
-            64,
-            "standard input",
-        ),
-        (
-            &["secret", "put", "K", "--host", "a.test", "--pool", "eu"],
-            "a value of sixteen bytes",
-            66,
-            "there is no pool eu",
-        ),
-        (&["rollback", "nothing"], "", 66, "nothing is deployed yet"),
-        (&["fleet", "publish"], "", 78, "casemate fleet init"),
-        (
-            &["login", "http://x"],
-            "",
-            64,
-            "https://HOST:PORT#FINGERPRINT",
-        ),
-        (&["login", "https://x#ab"], "", 64, "64 hex digits"),
-        (&["renew"], "", 66, "casemate deploy"),
     ];
-    for (args, stdin, code, text) in cases {
+    for (args, stdin, code, text) in deploys.iter().chain(BAD) {
         let ran = tokio::task::block_in_place(|| tenant.try_with(args, stdin));
         assert_eq!(ran.code, *code, "{args:?}\n{}", ran.err);
         assert!(
@@ -301,7 +307,7 @@ async fn bad_input_has_an_exit_code_and_a_next_step() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_is_no_image_is_not_pushed() {
+async fn a_file_that_is_not_an_image_is_not_pushed() {
     let World { operator, _dir, .. } = world().await;
     let file = _dir.path().join("image.efi");
     let path = file.to_str().unwrap();
@@ -312,7 +318,7 @@ async fn a_file_that_is_no_image_is_not_pushed() {
         std::fs::write(&file, bytes).unwrap();
         let ran = operator.run(&push);
         assert_eq!(ran.code, 66, "{}", ran.err);
-        let says = ran.err.contains("no node image") && ran.err.contains("casemate image build");
+        let says = ran.err.contains("not a node image") && ran.err.contains("casemate image build");
         assert!(says, "{}", ran.err);
     }
     let ran = operator.run(&["image", "push", path]);

@@ -1,4 +1,5 @@
-//! The table of the operator's guide: what to do when a key is lost or stolen, each row as people would do it.
+//! The table of the operator's guide about lost and stolen keys: a test follows the steps of each
+//! row.
 
 use std::path::Path;
 
@@ -44,7 +45,7 @@ fn newest_tenant(given: &Given) -> (Envelope, Tenant) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stolen_root_is_replaced_and_signs_nothing_that_is_taken() {
+async fn a_stolen_root_is_replaced_and_its_signatures_are_refused() {
     let World {
         fake,
         operator,
@@ -52,8 +53,7 @@ async fn a_stolen_root_is_replaced_and_signs_nothing_that_is_taken() {
         login,
         _dir,
     } = world().await;
-    let project = tenant.project("web", "web.shop.test", "");
-    tenant.json(&["deploy", "--project", &project]);
+    let project = tenant.deploys("web", "web.shop.test", "");
     let thief = copied(&operator, _dir.path(), "thief");
     let before = root_key(&fake.given());
     let rotated = operator.json(&["fleet", "rotate-root"]);
@@ -64,7 +64,7 @@ async fn a_stolen_root_is_replaced_and_signs_nothing_that_is_taken() {
     let published = operator.json(&["fleet", "publish"]);
     assert_eq!(
         published["published"], 4,
-        "the root and what it has signed anew"
+        "the root and the statements that it has signed again"
     );
     {
         let given = fake.given();
@@ -80,18 +80,20 @@ async fn a_stolen_root_is_replaced_and_signs_nothing_that_is_taken() {
         0,
         "once is enough"
     );
-    // Everybody follows, with the same fingerprint, also who comes only now.
+    // Every client follows, with the same fingerprint, also a client that connects only now.
     tenant.json(&["deploy", "--project", &project]);
     let newcomer = Person::new(_dir.path(), "newcomer");
     newcomer.json_with(&["login", &login], "casemate_1");
     operator.json(&["tenant", "hosts", "shop", "--add", "more.test"]);
-    // What a tenant signs itself has the root's signature too from the next publication on, for nodes that start afresh.
+    // A statement that a tenant signs itself has the root's signature too from the next publication
+    // on, for nodes that start afresh.
     tenant.json(&["tenant", "rekey"]);
     let now = root_key(&fake.given());
     assert!(!newest_tenant(&fake.given()).0.verify(&[now], 1));
     assert_eq!(operator.json(&["fleet", "publish"])["published"], 1);
     assert!(newest_tenant(&fake.given()).0.verify(&[now], 1));
-    // What the thief signs is refused by every home that has seen the next root, as by every node.
+    // The thief's statements are refused by every home that has seen the next root, as by every
+    // node.
     let bad = thief.run(&["tenant", "hosts", "shop", "--add", "evil.test"]);
     assert_ne!(bad.code, 0, "{}", bad.out);
     let kept = operator.home.join("root.key.earlier-1");
@@ -99,7 +101,7 @@ async fn a_stolen_root_is_replaced_and_signs_nothing_that_is_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rotation_that_was_cut_off_goes_on() {
+async fn an_interrupted_rotation_continues() {
     let World {
         fake,
         operator,
@@ -108,7 +110,8 @@ async fn a_rotation_that_was_cut_off_goes_on() {
     } = world().await;
     let escrow = copied(&operator, _dir.path(), "escrow");
     operator.json(&["fleet", "rotate-root"]);
-    // As after a kill between the signature and the change of files: the statement is remembered, the keys lie side by side.
+    // The state after a crash between the signature and the change of files: the statement is
+    // stored, both keys exist.
     let (key, next) = (
         operator.home.join("root.key"),
         operator.home.join("root.key.next"),
@@ -125,14 +128,13 @@ async fn a_rotation_that_was_cut_off_goes_on() {
     assert_eq!(again["root"], 2);
     operator.json(&["fleet", "publish"]);
     assert_eq!(fake.given().roots.len(), 2);
-    // A lost root comes from the escrow or not at all.
+    // A lost root can only be restored from the escrow.
     std::fs::remove_file(escrow.home.join("root.key")).unwrap();
     let ran = escrow.run(&["pool", "rotate", "main"]);
     assert_eq!(ran.code, 78, "{}", ran.err);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn a_tenant_replaces_its_stolen_key_and_the_operator_a_lost_one() {
     let World {
         fake,
@@ -141,8 +143,7 @@ async fn a_tenant_replaces_its_stolen_key_and_the_operator_a_lost_one() {
         login,
         _dir,
     } = world().await;
-    let project = tenant.project("web", "web.shop.test", "");
-    tenant.json(&["deploy", "--project", &project]);
+    tenant.deploys("web", "web.shop.test", "");
     let thief = copied(&tenant, _dir.path(), "thief");
     let before = newest_tenant(&fake.given()).1;
     let rekeyed = tenant.json(&["tenant", "rekey"]);
@@ -153,7 +154,7 @@ async fn a_tenant_replaces_its_stolen_key_and_the_operator_a_lost_one() {
     let (signed, now) = newest_tenant(&fake.given());
     assert!(
         signed.verify(&before.current.keys, 1),
-        "the earlier key says who is next"
+        "the earlier key names its successor"
     );
     assert_eq!(rekeyed["keys"], json!(now.current.keys));
     assert_ne!(now.current.keys, before.current.keys);
@@ -168,7 +169,7 @@ async fn a_tenant_replaces_its_stolen_key_and_the_operator_a_lost_one() {
     );
     assert!(tenant.home.join("tenant.key.earlier-1").exists());
 
-    // Lost: the tenant begins a new home, and the operator names its key.
+    // The key is lost: the tenant begins a new home, and the operator names its key.
     let anew = Person::new(_dir.path(), "anew");
     let key = anew.json(&["tenant", "key", "--plain-keys"]);
     let key = key["public_key"].as_str().unwrap();
@@ -179,10 +180,14 @@ async fn a_tenant_replaces_its_stolen_key_and_the_operator_a_lost_one() {
     assert_eq!(rekeyed["keys"], json!([key]));
     anew.json(&["renew", "--tenant", "shop"]);
     assert_eq!(tenant.run(&["renew"]).code, 78);
-    // Two of three sign from now on.
+    two_of_three_sign(&anew, _dir.path(), key);
+}
+
+/// Two of three keys sign from now on.
+fn two_of_three_sign(anew: &Person, dir: &Path, key: &str) {
     let more: Vec<String> = (0..2)
         .map(|number| {
-            let other = Person::new(_dir.path(), &format!("signer-{number}"));
+            let other = Person::new(dir, &format!("signer-{number}"));
             let key = other.json(&["tenant", "key", "--plain-keys"]);
             key["public_key"].as_str().unwrap().to_owned()
         })
@@ -206,7 +211,7 @@ async fn a_tenant_replaces_its_stolen_key_and_the_operator_a_lost_one() {
         "{}",
         alone.err
     );
-    let with = _dir.path().join("signer-0/tenant.key");
+    let with = dir.join("signer-0/tenant.key");
     anew.json(&["renew", "--with-key", with.to_str().unwrap()]);
 }
 
@@ -244,7 +249,7 @@ async fn a_pool_key_that_is_lost_or_stolen_is_replaced() {
             .collect()
     };
     assert_eq!(pools, [1, 2]);
-    // What the tenant seals now, the thief of the first key cannot open.
+    // The thief of the first key cannot open what the tenant seals now.
     let put = ["secret", "put", "KEY", "--host", "api.test"];
     let put = tokio::task::block_in_place(|| tenant.try_with(&put, "hunter2hunter2hunter2"));
     assert_eq!(put.code, 0, "{}", put.err);
@@ -260,8 +265,7 @@ async fn a_removed_tenant_has_no_host_no_key_and_no_token() {
         _dir,
         ..
     } = world().await;
-    let project = tenant.project("web", "web.shop.test", "");
-    tenant.json(&["deploy", "--project", &project]);
+    tenant.deploys("web", "web.shop.test", "");
     let unconfirmed = operator.run(&["tenant", "remove", "shop"]);
     assert_eq!(unconfirmed.code, 64, "{}", unconfirmed.err);
     fake.given().tenant_token = true;

@@ -5,7 +5,7 @@ use axum::response::{IntoResponse as _, Response};
 use casemate_api::audit::AuditRecord;
 use casemate_api::log::{LogQuery, LogRecord};
 
-/// An audit log of so many records, whose subjects are all the same.
+/// An audit log with the given number of records, whose subjects are all the same.
 pub(crate) fn audit_chain(length: u64, subject: &str) -> Vec<AuditRecord> {
     let mut chain: Vec<AuditRecord> = Vec::new();
     for seq in 1..=length {
@@ -14,7 +14,7 @@ pub(crate) fn audit_chain(length: u64, subject: &str) -> Vec<AuditRecord> {
     chain
 }
 
-/// Two old records; while following a third one and then the end.
+/// Two old records; while following a third one and then the end of the stream.
 pub(crate) async fn logs(Query(query): Query<LogQuery>) -> Response {
     let record = |seq: u64, message: &str| LogRecord {
         seq,

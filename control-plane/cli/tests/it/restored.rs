@@ -1,4 +1,5 @@
-//! A control plane that was restored from yesterday's backup, as a tenant's and an operator's homes meet it.
+//! A control plane that was restored from yesterday's backup, with a tenant's and an operator's
+//! homes.
 
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, TenantId};
@@ -8,7 +9,7 @@ use casemate_trust::statement::{KeySet, Manifest, Statement as _, Tenant};
 use super::fake::Given;
 use super::world::{Person, World, world};
 
-/// What a control plane had.
+/// The state of a control plane.
 struct Yesterday {
     tenants: Vec<Envelope>,
     manifests: Vec<Envelope>,
@@ -48,7 +49,7 @@ fn deploy(tenant: &Person, project: &str, version: u32) -> serde_json::Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_lost_is_uploaded_again_and_signed_above() {
+async fn lost_objects_are_uploaded_again_and_the_version_is_raised() {
     let World {
         fake, tenant, _dir, ..
     } = world().await;
@@ -84,11 +85,11 @@ async fn what_was_lost_is_uploaded_again_and_signed_above() {
     let kept = std::fs::read_dir(tenant.home.join("bundles"))
         .unwrap()
         .count();
-    assert_eq!(kept, 0, "what is listed no more is kept no more");
+    assert_eq!(kept, 0, "objects that are not listed any more are not kept");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn earlier_releases_whose_bundles_nobody_has_are_left_out() {
+async fn earlier_releases_with_lost_bundles_are_left_out() {
     let World {
         fake, tenant, _dir, ..
     } = world().await;
@@ -105,18 +106,18 @@ async fn earlier_releases_whose_bundles_nobody_has_are_left_out() {
     yesterday.restore(&mut fake.given(), &id);
     std::fs::remove_dir_all(tenant.home.join("bundles")).unwrap();
 
-    // What runs has no bundle any more: its own project brings it back.
+    // A running function has no bundle any more: a deployment of its own project restores it.
     tenant.source("web", 3);
-    let ran = tenant.run(&["deploy", "--project", &project]);
-    assert_eq!(ran.code, 66, "{}{}", ran.out, ran.err);
-    assert!(ran.err.contains("lost the bundle of other"), "{}", ran.err);
-    let ran = tenant.run(&["deploy", "--project", &other]);
-    assert_eq!(ran.code, 66, "{}{}", ran.out, ran.err);
-    assert!(ran.err.contains("lost the bundle of web"), "{}", ran.err);
-    // The sources of `other` were uploaded by that, so that they are there now.
-    let ran = tenant.run(&["deploy", "--project", &project]);
-    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
-    assert!(ran.err.contains("an earlier release of web"), "{}", ran.err);
+    tenant
+        .run(&["deploy", "--project", &project])
+        .ended(66, "lost the bundle of other");
+    tenant
+        .run(&["deploy", "--project", &other])
+        .ended(66, "lost the bundle of web");
+    // The deployment uploaded the sources of `other`, so that they exist now.
+    tenant
+        .run(&["deploy", "--project", &project])
+        .ended(0, "an earlier release of web");
     let functions = newest(&fake.given(), &id).functions;
     let fallbacks: Vec<usize> = functions
         .values()
@@ -138,11 +139,9 @@ async fn a_home_that_lost_the_newest_manifest_signs_above_the_nodes_when_told_to
     assert_eq!(ran.code, 82, "{}{}", ran.out, ran.err);
     let over = ["renew", "--from-memory", "--wait", "0"];
     assert_eq!(tenant.json(&over)["manifest"], 8);
-    // What nobody can have signed is not signed over.
+    // A manifest that cannot have been signed is not signed over.
     fake.given().hold = Some((1 << 52, Digest([7; 32])));
-    let ran = tenant.run(&over);
-    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
-    assert!(ran.err.contains("is left alone"), "{}", ran.err);
+    tenant.run(&over).ended(0, "is left alone");
     let id = *fake.given().tenants.keys().next().unwrap();
     assert_eq!(newest(&fake.given(), &id).version, 9);
 }
@@ -154,7 +153,7 @@ async fn a_tenants_own_change_of_keys_is_handed_in_again() {
     } = world().await;
     let id = *fake.given().tenants.keys().next().unwrap();
     let yesterday = Yesterday::of(&fake.given(), &id);
-    // Signed by the tenant alone: no home of the operator has to have seen it.
+    // The tenant alone has signed it: no home of the operator has seen it.
     let key = tenant.json(&["tenant", "key"]);
     let own: PublicKey = key["public_key"].as_str().unwrap().parse().unwrap();
     let seed = std::fs::read_to_string(tenant.home.join("tenant.key")).unwrap();

@@ -19,6 +19,17 @@ pub(crate) struct Ran {
     pub(crate) err: String,
 }
 
+impl Ran {
+    /// It has ended with this exit code, and its error says this.
+    #[track_caller]
+    pub(crate) fn ended(self, code: i32, says: &str) -> Self {
+        let Self { out, err, .. } = &self;
+        assert_eq!(self.code, code, "{out}{err}");
+        assert!(err.contains(says), "{says:?} is not in\n{err}");
+        self
+    }
+}
+
 impl Person {
     pub(crate) fn new(dir: &Path, name: &str) -> Self {
         let folder = dir.join(format!("{name}-work"));
@@ -33,7 +44,7 @@ impl Person {
         self.try_in(("NO_COLOR", "1"), args, stdin)
     }
 
-    /// As on a terminal: nothing takes escapes out on the way.
+    /// Like a terminal: no escape sequence is removed from the output.
     pub(crate) fn run_in_colour(&self, args: &[&str]) -> Ran {
         tokio::task::block_in_place(|| self.try_in(("CLICOLOR_FORCE", "1"), args, ""))
     }
@@ -83,6 +94,13 @@ impl Person {
         std::fs::write(folder.join("casemate.toml"), toml).unwrap();
         self.source(name, 1);
         folder.display().to_string()
+    }
+
+    /// The folder of a new project that is deployed.
+    pub(crate) fn deploys(&self, name: &str, host: &str, more: &str) -> String {
+        let project = self.project(name, host, more);
+        self.json(&["deploy", "--project", &project]);
+        project
     }
 
     pub(crate) fn source(&self, name: &str, version: u32) {

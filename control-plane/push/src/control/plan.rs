@@ -1,4 +1,5 @@
-//! What a change of the control plane's state means for the node: what is sent to it, in which order.
+//! The consequences of a change of the control plane's state for a node: what is sent, in which
+//! order.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use crate::listing::Listing;
 use crate::message::StatementId;
 
 impl ControlEnd {
-    /// Works out what a change means for this node.
+    /// Plans the messages that a change means for this node.
     pub(super) fn plan(&mut self, revision: u64, id: StatementId, catalog: &dyn Catalog) {
         let State::Served(member) = &self.state else {
             return;
@@ -26,7 +27,7 @@ impl ControlEnd {
             StatementId::Grant { pool, epoch } => {
                 *pool == member.pool && self.has.grants.insert(*epoch)
             }
-            // Of several only the newest: the node would fetch the others in vain.
+            // Only the newest of several: the node would fetch the others in vain.
             StatementId::Image { version, statement } => {
                 let is_newest = catalog.image(&member.pool).as_ref() == Some(&id);
                 let has = self.has.image;
@@ -61,14 +62,14 @@ impl ControlEnd {
         }
     }
 
-    /// Whether the node has, or may have, something of this tenant.
+    /// Whether the node has, or may have, statements of this tenant.
     fn matters(&self, tenant: &TenantId, revision: u64) -> bool {
         self.has.tenants.contains_key(tenant)
             || (self.has.more_tenants && revision > self.unlisted_until)
     }
 
-    /// Whether a statement of freshness is newer than what the node has of the tenant, which it has from now on. Of a tenant
-    /// that the node has not listed, every one is sent.
+    /// Whether a statement of freshness is newer than what the node has of the tenant; from now on
+    /// the node counts as having it. Every one is sent for a tenant that the node has not listed.
     fn raise_freshness(&mut self, tenant: &TenantId, statement: (u64, Seconds)) -> bool {
         let Some(has) = self.has.tenants.get_mut(tenant) else {
             return true;
@@ -140,7 +141,7 @@ impl ControlEnd {
         self.sent.insert(tenant, listing);
     }
 
-    /// What a tenant's newest manifest lists for this node's pool.
+    /// The objects that a tenant's newest manifest lists for this node's pool.
     pub(super) fn listing(
         &mut self,
         tenant: TenantId,

@@ -6,7 +6,7 @@ use super::*;
 const BUNDLES: u32 = 104;
 
 impl Link {
-    /// What the shell of the control plane does.
+    /// Acts as the shell of the control plane.
     pub(super) fn send_bundle(&mut self, world: &World, digest: Digest, offset: u64) {
         let bundle = &world.objects[&digest];
         let header = Header {
@@ -18,8 +18,9 @@ impl Link {
         self.streams.push((header, rest));
     }
 
-    /// What the shell of the node does: what has come on a stream is kept, also of a cut one, and the rest is asked for.
-    /// The control plane notices the end of a stream some time later, but looks for all that have ended before it reads on.
+    /// Acts as the shell of the node: it keeps the bytes of a stream, even of a cut one, and
+    /// requests the rest. The control plane notices the end of a stream some time later, but always
+    /// before it reads on.
     fn fetch_bundles(&mut self, vault: &mut Vault, dice: &mut Dice) {
         while !self.streams.is_empty() && dice.roll(3) > 0 {
             let any = dice.roll(self.streams.len() as u64) as usize;
@@ -45,9 +46,9 @@ impl Link {
 }
 
 #[test]
-fn a_fresh_node_that_fetches_many_bundles_is_not_thrown_out() {
+fn a_fresh_node_that_fetches_many_bundles_is_not_disconnected() {
     for seed in 1..=100 {
-        let mut dice = Dice(seed);
+        let mut dice = Dice::new(seed);
         let (mut world, mut vault) = (World::new(1), Vault::default());
         for number in 0..BUNDLES {
             let bundle = vec![number as u8; 100 + number as usize];

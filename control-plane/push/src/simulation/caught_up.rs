@@ -1,8 +1,8 @@
-//! What a node must have once everything has come.
+//! Checks what a node must have once everything has been sent.
 
 use super::*;
 
-/// Nothing is lacking that the control plane has and the node may have.
+/// Asserts that the node has everything that the control plane has for it.
 pub(super) fn assert_caught_up(world: &World, vault: &Vault, seed: u64) {
     for id in world.bytes.keys() {
         let has = match id {
@@ -40,7 +40,7 @@ pub(super) fn assert_caught_up(world: &World, vault: &Vault, seed: u64) {
         assert!(has, "seed {seed}: the node lacks {id}");
     }
     assert_eq!(vault.cursor, Some(world.now()), "seed {seed}");
-    // The file has come whole, unless a restored backup does not know it any more.
+    // The file is complete, unless a restored backup no longer knows it.
     let newest = world.image(&name("main"));
     let newest = newest.map(|id| image_of(&world.bytes[&id]).1);
     if let Some((digest, part)) = &vault.image

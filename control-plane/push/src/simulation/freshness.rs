@@ -7,7 +7,7 @@ use super::{Vault, World};
 use crate::StatementId;
 
 impl World {
-    /// The tenant says once more that its newest manifest is the newest.
+    /// The tenant states once more that its newest manifest is the newest.
     pub(super) fn publish_freshness(&mut self, tenant: TenantId) {
         let version = self.highest(&StatementId::Manifest { tenant, version: 0 });
         if version > 0 {
@@ -21,7 +21,7 @@ impl World {
         }
     }
 
-    /// Of statements of freshness the newest is held, as long as no manifest is newer.
+    /// The newest statement of freshness is held, as long as no manifest is newer.
     pub(super) fn drop_superseded_freshness(&mut self, newer: &StatementId) {
         let goes = |held: &StatementId| {
             matches!(held, StatementId::Freshness { .. })
@@ -55,17 +55,17 @@ impl Vault {
         Ok(())
     }
 
-    /// Whether nothing is lacking: the statement is held, or is no use to this node.
+    /// Whether the node has the statement, or needs none.
     pub(super) fn has_freshness(&self, tenant: &TenantId, statement: (u64, Seconds)) -> bool {
         let held = self.has.tenants.get(tenant).and_then(|has| has.manifest);
-        // A node without a manifest of the tenant has nothing that may be stale.
+        // A node without a manifest of the tenant has nothing that could be stale.
         held.is_none_or(|(manifest, _)| {
             self.has.tenants[tenant].freshness >= Some(statement) || manifest > statement.0
         })
     }
 }
 
-/// A statement comes when no manifest of its tenant waits to be judged.
+/// A statement is sent only when no manifest of its tenant waits to be judged.
 pub(super) fn assert_in_order(id: &StatementId, unjudged: &[(StatementId, Vec<u8>)]) {
     if matches!(id, StatementId::Freshness { .. }) {
         let waits = |(other, _): &(StatementId, Vec<u8>)| {

@@ -1,4 +1,4 @@
-//! Images in the simulated world: statements, files, and pieces of these on their way.
+//! Images in the simulated world: statements, files, and pieces on their way.
 
 use super::*;
 
@@ -28,7 +28,7 @@ pub(super) fn image_of(bytes: &[u8]) -> (&str, Digest) {
 }
 
 impl Link {
-    /// What the shell of the control plane does.
+    /// Acts as the shell of the control plane.
     pub(super) fn send_piece(&mut self, world: &World, digest: Digest, offset: u64, bytes: u32) {
         let newest = world.image(&name("main")).map(|id| &world.bytes[&id]);
         if newest.is_none_or(|bytes| image_of(bytes).1 != digest) {
@@ -45,7 +45,8 @@ impl Link {
         self.pieces.push((header, piece));
     }
 
-    /// What the shell of the node does: a piece that has come is kept, also a cut one, and the next is asked for.
+    /// Acts as the shell of the node: it keeps the bytes of a piece, even of a cut one, and
+    /// requests the next.
     pub(super) fn fetch_image(&mut self, vault: &mut Vault, dice: &mut Dice) -> bool {
         let mut moved = !self.pieces.is_empty();
         if dice.roll(3) == 0
@@ -75,8 +76,8 @@ impl Link {
         moved
     }
 
-    /// A shell waits before it asks again for what was not there; here until something else was accepted, or the next
-    /// connection.
+    /// A shell pauses before it requests an unavailable image again; here until another image was
+    /// accepted, or until the next connection.
     fn is_worth_asking(&self, digest: &Digest) -> bool {
         self.unavailable != Some(*digest)
     }

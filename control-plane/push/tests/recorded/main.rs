@@ -1,6 +1,7 @@
-//! Recorded bytes of the protocol: what is in use must be read and written as it was, or carry a new version number.
+//! Recorded bytes of the protocol: what is in use must be read and written as it was, or carry a
+//! new version number.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod conversation;
 
@@ -18,9 +19,10 @@ const FLEET: FleetId = FleetId([8; 32]);
 const TENANT: TenantId = TenantId([7; 32]);
 const STORE: StoreId = StoreId([6; 16]);
 /// What a test says that finds other bytes than were recorded.
-const WHAT_TO_DO: &str = "The format of the push protocol has changed, and nodes and control planes that are in use speak the \
-     recorded one. Undo the change, or give it a version: add the number to casemate_push::VERSIONS, go on to speak the version \
-     before, and record the new one with CASEMATE_GOLDEN=write";
+const WHAT_TO_DO: &str = "The format of the push protocol has changed, and nodes and control \
+     planes that are in use speak the recorded one. Undo the change, or give it a version: add the \
+     number to casemate_push::VERSIONS, go on to speak the version before, and record the new one \
+     with CASEMATE_GOLDEN=write";
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/push")

@@ -1,13 +1,14 @@
 //! Backup and restore of a state folder: the store, the bundles, the control plane's own keys.
 //!
-//! A backup is a folder that is there whole and checked, or not at all. While the control plane runs, it hands its store out
-//! over a socket and removes no bundle until the backup has them all; else the store is opened here. Images are not part of
-//! it: they can be pushed again.
+//! A backup is a folder that exists completely and checked, or not at all. While the control plane
+//! runs, it sends its store over a socket and removes no bundle until the backup has them all;
+//! otherwise the store is opened here. Images are not part of it: they can be pushed again.
 
-mod folder;
+mod bundle_files;
 mod serve;
 mod wire;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::net::UnixStream;
@@ -16,41 +17,40 @@ use std::time::{Duration, Instant};
 
 use casemate_control_store::{Contents, Entry, Redb, Sink, StoreCopy, StoreError, StoreId, set_id};
 use casemate_trust::Seconds;
+use casemate_trust::id::{Digest, TenantId};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::files;
-use crate::format;
+use crate::format::{self, BACKUP_LABEL};
 use crate::keys::{self, Keys};
-use crate::plane::{LogLimits, now, survey};
-use crate::start::{BUNDLES, KEYS, PUBLIC, STORE, open};
+use crate::new_folder::NewFolder;
+use crate::plane::{LogLimits, Survey, now, survey};
+use crate::state_folder::{BUNDLES, KEYS, PUBLIC, STORE, open};
 
-use folder::Bundle;
-pub(crate) use folder::New;
+use bundle_files::BundleFile;
 pub(crate) use serve::{Socket, run as serve};
 
-/// What a backup says of itself, in the folder.
-const LABEL: &str = "backup.json";
-/// Entries that are written in one commit, and their bytes.
+/// Most entries that are written in one commit.
 const BATCH_ENTRIES: usize = 1000;
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
-/// Between two words to the control plane, which waits while bundles are copied.
+/// Pause between two signs of life to the control plane, which waits while bundles are copied.
 const WORD_INTERVAL: Duration = Duration::from_secs(1);
-/// How long the control plane may let us wait for its store.
+/// Time limit for the control plane to send its store.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How far a backup or a restore is.
+/// Progress of a backup or a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// What is being done.
+    /// The current step.
     pub doing: &'static str,
-    /// How many are done, of what is counted.
+    /// How many items are done.
     pub done: u64,
-    /// How many there are.
+    /// How many items there are.
     pub total: u64,
 }
 
-/// A backup that was made, or that a state folder was restored from.
+/// Description of a backup that was made, or that a state folder was restored from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Label {
@@ -58,50 +58,51 @@ pub struct Label {
     pub format: u32,
     /// Version of the software that made it.
     pub software: String,
-    /// When it was made, Unix time.
+    /// Time of the backup, Unix time.
     pub made: Seconds,
     /// The store's id.
     pub store: String,
     /// The newest revision in it.
     pub revision: u64,
-    /// Entries of the store.
+    /// Number of entries of the store.
     pub entries: u64,
-    /// Bundles.
+    /// Number of bundles.
     pub bundles: u64,
-    /// Their bytes.
+    /// Number of bytes of all bundles.
     pub bundle_bytes: u64,
 }
 
-/// What came of a backup or a restore.
+/// Result of a backup or a restore.
 #[derive(Debug, Clone, Serialize)]
 pub struct Outcome {
-    /// The folder that was made.
+    /// The new folder.
     pub folder: PathBuf,
-    /// What the backup says of itself.
+    /// The description of the backup.
     pub backup: Label,
     /// Whether the audit chain in it is unbroken.
     pub audit_intact: bool,
-    /// Bundles that are listed by newest manifests and were missing or damaged where they were copied from, as
-    /// `tenant/digest`. Their tenants' tools upload them again with the next deployment.
+    /// Bundles that are listed by newest manifests and were missing or damaged at the source, as
+    /// `tenant/digest`. The tools of their tenants upload them again with the next deployment.
     pub missing_bundles: Vec<String>,
 }
 
 /// Copies the state in `state` to the new folder `to`, whether or not a control plane runs on it.
 ///
 /// # Errors
-/// The folder is there already, the state cannot be read or the copy not written, or the copy is not what it should be.
+/// The folder exists already, the state cannot be read or the copy not written, or the copy is
+/// incomplete or damaged.
 pub fn backup(state: &Path, to: &Path, tell: &mut dyn FnMut(Progress)) -> Result<Outcome, Failure> {
     if !state.join(KEYS).is_dir() {
         let message = format!(
-            "{} is no state folder: it has no {KEYS}; name the `state` of control.toml",
+            "{} is not a state folder: it has no {KEYS}; name the `state` of control.toml",
             state.display()
         );
         return Err(Failure::config(message));
     }
     format::check(state)?;
-    let new = New::create(to)?;
+    let new = NewFolder::create(to)?;
     let (contents, mut source) = copy_store(state, &new.path(STORE), tell)?;
-    let bundles = folder::bundles(&state.join(BUNDLES))?;
+    let bundles = bundle_files::list(&state.join(BUNDLES))?;
     copy_bundles(&bundles, &new.path(BUNDLES), tell, &mut || {
         source.keep_waiting()
     })?;
@@ -120,22 +121,23 @@ pub fn backup(state: &Path, to: &Path, tell: &mut dyn FnMut(Progress)) -> Result
     };
     let text =
         serde_json::to_vec_pretty(&label).map_err(|error| Failure::internal(error.to_string()))?;
-    files::write_public(&new.path(LABEL), &text)?;
+    files::write_public(&new.path(BACKUP_LABEL), &text)?;
     finish(new, to, label, tell, None)
 }
 
-/// Makes the state folder `state` of the backup in `from`.
+/// Restores the backup in `from` to the state folder `state`.
 ///
 /// # Errors
-/// The state folder is there already, the backup is damaged or of a later version, or the folder cannot be written.
+/// The state folder exists already, the backup is damaged or of a later version, or the folder
+/// cannot be written.
 pub fn restore(
     from: &Path,
     state: &Path,
     tell: &mut dyn FnMut(Progress),
 ) -> Result<Outcome, Failure> {
-    let text = files::read(&from.join(LABEL)).map_err(|failure| {
+    let text = files::read(&from.join(BACKUP_LABEL)).map_err(|failure| {
         let message = format!(
-            "{} is no backup that `casemate-control backup` made: {}",
+            "{} is not a backup of `casemate-control backup`: {}",
             from.display(),
             failure.message
         );
@@ -143,99 +145,44 @@ pub fn restore(
     })?;
     format::check_mark(format::BACKUP, from, Some(&text))?;
     format::check(from)?;
-    let label: Label = serde_json::from_slice(&text)
-        .map_err(|error| Failure::config(format!("{}: {error}", from.join(LABEL).display())))?;
-    let new = New::create(state)?;
-    folder::copy(&from.join(STORE), &new.path(STORE))?;
-    let bundles = folder::bundles(&from.join(BUNDLES))?;
+    let label: Label = serde_json::from_slice(&text).map_err(|error| {
+        Failure::config(format!("{}: {error}", from.join(BACKUP_LABEL).display()))
+    })?;
+    let new = NewFolder::create(state)?;
+    bundle_files::copy(&from.join(STORE), &new.path(STORE))?;
+    let bundles = bundle_files::list(&from.join(BUNDLES))?;
     copy_bundles(&bundles, &new.path(BUNDLES), tell, &mut || Ok(()))?;
     copy_keys(from, &new)?;
     format::copy(from, new.folder())?;
-    // What came after the backup has the same revisions here as there, and is not the same: nodes must not go on from theirs.
+    // Revisions after the backup exist in both stores with different content: the new id keeps
+    // nodes from continuing theirs.
     let id = keys::random().map_err(|_| Failure::internal("the kernel gave no random bytes"))?;
     set_id(&new.path(STORE), StoreId(id))?;
     finish(new, state, label, tell, Some(from))
 }
 
-/// Checks what was copied and puts it in place.
-#[expect(clippy::too_many_lines, reason = "older than the limit")]
+/// Checks the copy and puts it in place.
 fn finish(
-    new: New,
+    new: NewFolder,
     place: &Path,
     label: Label,
     tell: &mut dyn FnMut(Progress),
     restored_from: Option<&Path>,
 ) -> Result<Outcome, Failure> {
-    let doing = "checking";
-    let mut damaged = Vec::new();
-    let there = folder::bundles(&new.path(BUNDLES))?;
-    let total = there.len() as u64;
-    for (done, bundle) in (0..).zip(&there) {
-        tell(Progress { doing, done, total });
-        if !bundle.is_whole()? {
-            fs::remove_file(&bundle.path).map_err(|error| cannot_write(&bundle.path, &error))?;
-            damaged.push((bundle.tenant, bundle.digest));
-        }
-    }
-    tell(Progress {
-        doing,
-        done: total,
-        total,
-    });
+    let whole = whole_bundles(&new, tell)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let runtime = runtime.map_err(|error| Failure::internal(error.to_string()))?;
-    let path = new.path(STORE);
-    let found = runtime.block_on(async {
-        // The whole file is checked when it is opened.
-        let store = Redb::open(&path, StoreId([0; 16]))?;
-        let count = store.read_all(Count::default()).await?;
-        let counted = count.ok().map(|count| (count.revision, count.entries));
-        Ok::<_, StoreError>((counted, survey(&store).await?))
-    });
-    let (counted, survey) = found?;
-    if counted != Some((label.revision, label.entries)) {
-        let message = format!(
-            "the copy is not what it should be: expected revision {} with {} entries, got {counted:?}",
-            label.revision, label.entries
-        );
-        return Err(Failure::io(message));
-    }
+    let survey = runtime.block_on(check_store(&new, &label))?;
     Keys::open(&new.path(KEYS))?;
-    let is_there = |tenant, digest| {
-        let found = there
-            .iter()
-            .any(|bundle: &Bundle| (&bundle.tenant, &bundle.digest) == (tenant, digest));
-        found && !damaged.contains(&(*tenant, *digest))
-    };
     let missing = survey
         .bundles
         .iter()
-        .filter(|(tenant, digest)| !is_there(tenant, digest));
+        .filter(|bundle| !whole.contains(*bundle));
     let missing_bundles = missing
         .map(|(tenant, digest)| format!("{tenant}/{digest}"))
         .collect();
     if restored_from.is_some() {
-        let subject = format!(
-            "from a backup of {}, revision {} of the store {}",
-            utc(label.made),
-            label.revision,
-            label.store
-        );
-        let recorded = runtime.block_on(async {
-            let keys = Keys::open(&new.path(KEYS))?;
-            let plane = open(
-                new.folder(),
-                &keys,
-                String::new(),
-                false,
-                u64::MAX,
-                LogLimits::default(),
-            )
-            .await?;
-            let recorded = plane.restored(&subject).await;
-            recorded.map_err(|fault| Failure::io(fault.body.error.message.clone()))
-        });
-        recorded?;
+        runtime.block_on(record_restore(&new, &label))?;
     }
     drop(runtime);
     new.put_in_place()?;
@@ -247,7 +194,65 @@ fn finish(
     })
 }
 
-/// Reads everything and keeps nothing but the numbers.
+/// The bundles that were copied undamaged; the others are removed from the copy.
+fn whole_bundles(
+    new: &NewFolder,
+    tell: &mut dyn FnMut(Progress),
+) -> Result<BTreeSet<(TenantId, Digest)>, Failure> {
+    let doing = "checking";
+    let copied = bundle_files::list(&new.path(BUNDLES))?;
+    let total = copied.len() as u64;
+    let mut whole = BTreeSet::new();
+    for (done, bundle) in (0..).zip(&copied) {
+        tell(Progress { doing, done, total });
+        if bundle.is_whole()? {
+            whole.insert((bundle.tenant, bundle.digest));
+        } else {
+            fs::remove_file(&bundle.path)
+                .map_err(|error| Failure::cannot_write(&bundle.path, &error))?;
+        }
+    }
+    tell(Progress {
+        doing,
+        done: total,
+        total,
+    });
+    Ok(whole)
+}
+
+/// Whether the copied store has what its label says; what lies in it.
+async fn check_store(new: &NewFolder, label: &Label) -> Result<Survey, Failure> {
+    // The whole file is checked when it is opened.
+    let store = Redb::open(&new.path(STORE), StoreId([0; 16]))?;
+    let count = store.read_all(Count::default()).await?;
+    let counted = count.ok().map(|count| (count.revision, count.entries));
+    let survey = survey(&store).await?;
+    if counted == Some((label.revision, label.entries)) {
+        return Ok(survey);
+    }
+    let message = format!(
+        "the copy is incomplete or damaged: expected revision {} with {} entries, got {counted:?}",
+        label.revision, label.entries
+    );
+    Err(Failure::io(message))
+}
+
+/// Writes into the restored audit log where the state comes from.
+async fn record_restore(new: &NewFolder, label: &Label) -> Result<(), Failure> {
+    let subject = format!(
+        "from a backup of {}, revision {} of the store {}",
+        utc(label.made),
+        label.revision,
+        label.store
+    );
+    let keys = Keys::open(&new.path(KEYS))?;
+    let limits = LogLimits::default();
+    let plane = open(new.folder(), &keys, String::new(), false, u64::MAX, limits).await?;
+    let recorded = plane.restored(&subject).await;
+    recorded.map_err(|fault| Failure::io(fault.body.error.message.clone()))
+}
+
+/// Counts the entries without keeping them.
 #[derive(Default)]
 struct Count {
     revision: u64,
@@ -272,7 +277,7 @@ fn utc(time: Seconds) -> String {
     time.map_or_else(|| "an unknown time".to_owned(), |time| time.to_string())
 }
 
-fn copy_keys(from: &Path, new: &New) -> Result<(), Failure> {
+fn copy_keys(from: &Path, new: &NewFolder) -> Result<(), Failure> {
     files::create_folder(&new.path(KEYS))?;
     for name in keys::files() {
         let bytes = zeroize::Zeroizing::new(files::read(&from.join(KEYS).join(name))?);
@@ -282,7 +287,7 @@ fn copy_keys(from: &Path, new: &New) -> Result<(), Failure> {
 }
 
 fn copy_bundles(
-    bundles: &[Bundle],
+    bundles: &[BundleFile],
     to: &Path,
     tell: &mut dyn FnMut(Progress),
     keep_waiting: &mut dyn FnMut() -> io::Result<()>,
@@ -303,11 +308,11 @@ fn copy_bundles(
     Ok(())
 }
 
-/// Where the store comes from, held until the bundles are copied.
+/// The source of the store, held until the bundles are copied.
 enum Source {
     /// A control plane runs, and removes nothing while this is open.
     Running(UnixStream, Instant),
-    /// None runs, and none starts: the store is open here.
+    /// No control plane runs, and none can start: the store is open here.
     Stopped { _store: Redb },
 }
 
@@ -352,7 +357,8 @@ fn copy_store(
         Err(error)
             if matches!(
                 error.kind(),
-                // The last: a path that is too long for a socket, at which nobody listens either.
+                // The last kind: the path is too long for a socket, so no control plane listens
+                // there either.
                 ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::InvalidInput
             ) =>
         {
@@ -360,7 +366,7 @@ fn copy_store(
             let runtime = runtime.map_err(|error| Failure::internal(error.to_string()))?;
             let store = Redb::open(&from, StoreId([0; 16])).map_err(|error| match error {
                 StoreError::Locked(path) => Failure::temporary(format!(
-                    "{} is in use, and nobody listens at {}: restart the control plane, whose version may be older, or stop it",
+                    "{} is in use, and no program listens at {}: restart the control plane, whose version may be older, or stop it",
                     path.display(),
                     state.join(serve::SOCKET).display()
                 )),
@@ -387,11 +393,7 @@ fn stopped_meanwhile(error: &io::Error) -> Failure {
     ))
 }
 
-fn cannot_write(path: &Path, error: &io::Error) -> Failure {
-    Failure::cannot_create(format!("cannot write {}: {error}", path.display()))
-}
-
-/// Writes a store's entries into a new file, some at a time.
+/// Writes a store's entries into a new file, in batches.
 struct Writer {
     path: PathBuf,
     copy: Option<(Contents, StoreCopy)>,
@@ -411,7 +413,7 @@ impl Writer {
         }
     }
 
-    /// Notes a failure of the file, so that it is told apart from one of the socket.
+    /// Remembers a failure of the file, so that it can be told apart from one of the socket.
     fn note<T>(&mut self, done: Result<T, StoreError>) -> io::Result<T> {
         done.map_err(|error| {
             let message = error.to_string();

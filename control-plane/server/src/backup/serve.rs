@@ -1,5 +1,6 @@
-//! The socket in the state folder at which a running control plane hands its store to the program that makes a backup. Only
-//! whoever may enter the state folder reaches it, and they could read the files too.
+//! The socket in the state folder over which a running control plane sends its store to the backup
+//! program. Only users who may enter the state folder can reach it, and they could read the files
+//! too.
 
 use std::io::{self, Read as _};
 use std::net::Shutdown;
@@ -17,20 +18,20 @@ use crate::plane::Plane;
 
 /// The socket's name in the state folder.
 pub(super) const SOCKET: &str = "control.sock";
-/// How long the other program may let us wait, between two of its words or before it takes more.
+/// Time limit for the other program, between two signs of life or before it reads more.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// After an accept that failed.
+/// Pause after a failed accept.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The socket, while it is listened at.
+/// The socket, while it accepts connections.
 pub(crate) struct Socket {
     path: PathBuf,
     listener: UnixListener,
 }
 
 impl Socket {
-    /// Listens in a state folder, once the store is open: whoever has opened it is the one that listens. `None` where that is
-    /// not possible, which the log says.
+    /// Listens in a state folder, once the store is open: only the program that has opened the
+    /// store listens. `None` if that is not possible, with a log message.
     pub(crate) fn open(state: &Path) -> Option<Self> {
         let path = state.join(SOCKET);
         match listen(&path) {
@@ -44,7 +45,7 @@ impl Socket {
     }
 }
 
-/// Hands out the store, one backup after the other, until `stopping`.
+/// Sends the store, to one backup program after the other, until `stopping`.
 pub(crate) async fn run(socket: Option<Socket>, plane: Arc<Plane>, stopping: CancellationToken) {
     let Some(Socket { path, listener }) = socket else {
         return;
@@ -67,7 +68,7 @@ pub(crate) async fn run(socket: Option<Socket>, plane: Arc<Plane>, stopping: Can
 }
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
-    // Of a program that was killed: the store is ours, so nobody listens there.
+    // A left-over of a killed program: this program has the store, so no other one listens there.
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -77,7 +78,8 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Sends the store, and keeps every bundle until the other program has what it wants of them and goes.
+/// Sends the store, and keeps every bundle until the other program has copied what it needs and
+/// disconnects.
 async fn hand_out(
     socket: UnixStream,
     plane: &Plane,
@@ -105,7 +107,7 @@ async fn hand_out(
     }
 }
 
-/// Ends what still waits for the socket.
+/// Closes the socket when dropped, so that waiting reads and writes end.
 struct Closing<'a>(&'a UnixStream);
 
 impl Drop for Closing<'_> {
@@ -127,12 +129,12 @@ fn read_question(mut socket: UnixStream) -> io::Result<UnixStream> {
     if question == ASK {
         Ok(socket)
     } else {
-        let message = "asked for something that this version does not know";
+        let message = "asked for an operation that this version does not know";
         Err(io::Error::new(io::ErrorKind::InvalidData, message))
     }
 }
 
-/// The other program says a byte now and then while it copies bundles.
+/// Waits for the end: the other program sends a byte now and then while it copies bundles.
 fn wait_for_end(mut socket: UnixStream) -> io::Result<()> {
     let mut bytes = [0; 64];
     while socket.read(&mut bytes)? > 0 {}

@@ -1,5 +1,6 @@
-//! How a running control plane hands its store to the program that makes a backup, over a socket in the state folder: a line
-//! that asks, a line of JSON that says what follows, then each entry behind the lengths of its parts.
+//! How a running control plane hands its store to the backup program, over a socket in the state
+//! folder: a request line, a line of JSON that describes what follows, then each entry with the
+//! lengths of its parts in front.
 
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -7,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use casemate_control_store::{Contents, Entry, MAX_KEY_BYTES, MAX_VALUE_BYTES, Sink, StoreId};
 use serde::{Deserialize, Serialize};
 
-/// What the program asks with.
+/// The request line.
 pub(super) const ASK: &[u8] = b"casemate backup 1\n";
 /// Longest line, bytes.
 const MAX_LINE_BYTES: u64 = 4096;
@@ -21,7 +22,7 @@ struct Header {
     entries: u64,
 }
 
-/// Writes what it is given to a socket.
+/// Writes entries to a socket.
 #[derive(Debug)]
 pub(super) struct Sender(BufWriter<UnixStream>);
 
@@ -30,7 +31,7 @@ impl Sender {
         Self(BufWriter::new(socket))
     }
 
-    /// Writes the rest.
+    /// Flushes what is buffered.
     pub(super) fn end(mut self) -> io::Result<()> {
         self.0.flush()
     }
@@ -59,7 +60,7 @@ impl Sink for Sender {
     }
 }
 
-/// Reads from a socket, and gives `sink` what comes.
+/// Reads entries from a socket and passes them to `sink`.
 pub(super) fn receive(socket: UnixStream, sink: &mut impl Sink) -> io::Result<()> {
     let mut from = BufReader::new(socket);
     let mut line = String::new();
@@ -141,7 +142,7 @@ mod tests {
         entries.map(entry).into()
     }
 
-    /// What is sent of so many announced entries, received.
+    /// Sends so many announced entries, and returns what the receiver made of them.
     fn through(announced: u64) -> io::Result<Vec<Entry>> {
         let (one, other) = UnixStream::pair()?;
         let sending = std::thread::spawn(move || {

@@ -1,18 +1,22 @@
-//! Whether anything happens on a connection. Pings do not count: a client that sends nothing else has gone, as far as we care.
+//! Detects idle connections. Pings do not count: a client that sends nothing else is considered
+//! gone.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{Instant, sleep_until};
 
-/// Bytes of an answer that are handed on at a time: what a client takes of it shows in steps of this.
+/// Bytes of an answer that are sent at a time: the progress of a slow client is visible in steps of
+/// this size.
 const STEP_BYTES: usize = 16 * 1024;
 
-/// See the module.
+/// What moves on one connection: shared by its requests, which hold an [`Answering`], and by the
+/// task that closes the connection when `idle` returns.
 #[derive(Debug)]
 pub(super) struct Activity {
     state: Mutex<State>,
@@ -20,13 +24,13 @@ pub(super) struct Activity {
 
 #[derive(Debug)]
 struct State {
-    /// Requests that are being answered: each has its own limits in time.
+    /// Number of requests in progress: each has its own time limits.
     answering: usize,
-    /// When something last moved.
+    /// Time of the last activity.
     moved: Instant,
 }
 
-/// A request is being answered, until dropped.
+/// Marks a request as in progress until dropped.
 pub(super) struct Answering(Arc<Activity>);
 
 impl Activity {
@@ -41,16 +45,16 @@ impl Activity {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
-    /// A request has come.
+    /// Marks the begin of a request.
     pub(super) fn answer(self: &Arc<Self>) -> Answering {
         self.state().answering += 1;
         Answering(Arc::clone(self))
     }
 
-    /// Waits until nothing has been answered and nothing of an answer was taken for so long.
+    /// Waits until no request is in progress and no part of an answer was read for so long.
     pub(super) async fn idle(&self, patience: Duration) {
         loop {
             let until = {
@@ -75,10 +79,10 @@ impl Drop for Answering {
     }
 }
 
-/// The body of an answer; what is taken of it is activity.
+/// The body of an answer; each part that the client reads counts as activity.
 pub(super) struct Watched {
     body: axum::body::Body,
-    /// Of a chunk that is handed on in steps.
+    /// The rest of a chunk that is sent in steps.
     rest: Bytes,
     activity: Arc<Activity>,
 }
@@ -137,7 +141,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_being_answered_is_not_idle() {
+    async fn a_connection_with_a_request_in_progress_is_not_idle() {
         let activity = Activity::new();
         let short = Duration::from_millis(1);
         let answering = activity.answer();

@@ -1,4 +1,4 @@
-//! From a question to its answer.
+//! Computes the answer to a parsed request.
 
 use std::convert::Infallible;
 use std::sync::{Arc, LazyLock};
@@ -24,130 +24,163 @@ use super::room::Shared;
 use crate::fault::Fault;
 use crate::plane::{Following, Plane};
 
-/// A log that is followed says something this often, if only an empty line: so both ends notice that the other has gone, and a
-/// token that is worth nothing any more ends what it began.
+/// A followed log sends at least an empty line this often: both ends notice that the other has
+/// gone, and a token that has become invalid ends its requests.
 const LONGEST_SILENCE: Duration = Duration::from_secs(30);
 
-/// Made once: anybody may ask, and making it takes longer than any other answer to a stranger.
+/// Computed once: anyone may request it, and computing it takes longer than any other answer
+/// without a token.
 static OPENAPI: LazyLock<Bytes> = LazyLock::new(|| {
     let text = serde_json::to_vec(&casemate_api::openapi::document());
     text.expect("the document is JSON").into()
 });
 static FLEET: Shared = Shared::new();
 
-/// Answers what was routed and authorised.
-#[expect(clippy::too_many_lines, reason = "older than the limit")]
-pub(super) async fn answer(mut ask: Ask) -> Result<Response, Fault> {
-    let plane = Arc::clone(&ask.plane);
-    let actor = ask.actor.clone();
+/// Answers a request that was routed and authorised.
+pub(super) async fn answer(ask: Ask) -> Result<Response, Fault> {
     match ask.endpoint.id {
-        Operation::Health => plane
-            .health()
-            .await
-            .map(|()| json(&serde_json::json!({ "status": "ok" }))),
-        Operation::Openapi => {
-            Ok(([(CONTENT_TYPE, "application/json")], OPENAPI.clone()).into_response())
-        }
-        Operation::Fleet => Ok(shared(&FLEET, &plane.fleet())),
-        Operation::PostStatement => {
-            let body = ask.body(MAX_ENVELOPE_BYTES).await?;
-            Ok(json(&plane.post_statement(&actor, &body).await?))
-        }
-        Operation::ListPools => Ok(json(&plane.pools())),
-        Operation::ListTenants => Ok(json(&plane.tenants(&actor))),
-        Operation::GetTenant => Ok(json(&plane.tenant(&ask.param("id")?)?)),
-        Operation::PutObject => {
-            let (tenant, digest) = (ask.param("id")?, ask.param("digest")?);
-            let body = ask.body(MAX_OBJECT_BYTES).await?;
-            plane.put_object(&tenant, &digest, body).await?;
-            Ok(StatusCode::NO_CONTENT.into_response())
-        }
-        Operation::GetObject => {
-            let (tenant, digest): (TenantId, Digest) = (ask.param("id")?, ask.param("digest")?);
-            let found = plane
-                .object(&tenant, &digest)
-                .await?
-                .ok_or_else(|| Fault::not_found("object"))?;
-            Ok(([(CONTENT_TYPE, "application/octet-stream")], found.bytes).into_response())
-        }
-        Operation::PutManifest => {
-            let tenant = ask.param("id")?;
-            let body = ask.body(MAX_ENVELOPE_BYTES).await?;
-            Ok(json(&plane.put_manifest(&actor, &tenant, &body).await?))
-        }
-        Operation::PutFreshness => {
-            let tenant = ask.param("id")?;
-            let body = ask.body(MAX_JSON_BYTES).await?;
-            Ok(json(&plane.put_freshness(&actor, &tenant, &body).await?))
-        }
-        Operation::TenantStatus => Ok(json(&plane.tenant_status(&ask.param("id")?)?)),
+        Operation::Health => health(ask).await,
+        Operation::Openapi => Ok(openapi()),
+        Operation::Fleet => Ok(shared(&FLEET, &ask.plane.fleet())),
+        Operation::PostStatement => post_statement(ask).await,
+        Operation::ListPools => Ok(json(&ask.plane.pools())),
+        Operation::ListTenants => Ok(json(&ask.plane.tenants(&ask.actor))),
+        Operation::GetTenant => Ok(json(&ask.plane.tenant(&ask.param("id")?)?)),
+        Operation::PutObject => put_object(ask).await,
+        Operation::GetObject => get_object(ask).await,
+        Operation::PutManifest => put_manifest(ask).await,
+        Operation::PutFreshness => put_freshness(ask).await,
+        Operation::TenantStatus => Ok(json(&ask.plane.tenant_status(&ask.param("id")?)?)),
         Operation::TenantLogs => logs(ask),
         Operation::PutBundle => put_bundle(ask).await,
-        Operation::HeadBundle => {
-            let (tenant, digest) = (ask.own_tenant()?, ask.param("digest")?);
-            let size = plane.bundle_size(&tenant, &digest).await?;
-            let size = size.ok_or_else(|| Fault::not_found("bundle"))?;
-            Ok(([(CONTENT_LENGTH, size)], StatusCode::OK).into_response())
-        }
-        Operation::ListImages => Ok(json(&plane.list_images())),
-        Operation::GetImage => Ok(json(&plane.image_upload(&ask.param("digest")?).await?)),
-        Operation::PutImage => {
-            let (digest, place) = (ask.param("digest")?, ask.query()?);
-            let body = ask.stream();
-            Ok(json(&plane.put_image(&digest, place, body).await?))
-        }
-        Operation::MakeToken => {
-            let new = ask.json(MAX_JSON_BYTES).await?;
-            Ok((
-                StatusCode::CREATED,
-                json(&plane.make_token(&actor, new).await?),
-            )
-                .into_response())
-        }
-        Operation::OwnToken => Ok(json(&plane.own_token(&actor)?)),
-        Operation::ListTokens => Ok(json(&plane.tokens())),
-        Operation::DeleteToken => {
-            let id: String = ask.param("token")?;
-            plane.delete_token(&actor, &id).await?;
-            Ok(StatusCode::NO_CONTENT.into_response())
-        }
-        Operation::RegisterJoinToken => {
-            let NewJoinToken { record } = ask.json(MAX_JSON_BYTES).await?;
-            plane.register_join_token(&actor, record).await?;
-            Ok(StatusCode::NO_CONTENT.into_response())
-        }
-        Operation::ListJoins => Ok(json(&plane.joins())),
-        Operation::AdmitNode => {
-            let admission = ask.json(MAX_JSON_BYTES).await?;
-            Ok(json(&plane.admit(&actor, admission).await?))
-        }
-        Operation::ReadmitNode => {
-            let readmission = ask.json(MAX_JSON_BYTES).await?;
-            Ok(json(&plane.readmit(&actor, readmission).await?))
-        }
-        Operation::ListNodes => Ok(json(&plane.nodes())),
-        Operation::GetNode => Ok(json(&plane.node(&ask.param("name")?)?)),
-        Operation::GrantNode => {
-            let name = ask.param("name")?;
-            let grants = ask.json(MAX_JSON_BYTES).await?;
-            Ok(json(&plane.grant(&actor, &name, grants).await?))
-        }
-        Operation::RevokeNode => {
-            plane.revoke(&actor, &ask.param("name")?).await?;
-            Ok(StatusCode::NO_CONTENT.into_response())
-        }
-        Operation::Audit => {
-            let AuditQuery { since } = ask.query()?;
-            Ok(json(&plane.audit(since).await?))
-        }
+        Operation::HeadBundle => head_bundle(ask).await,
+        Operation::ListImages => Ok(json(&ask.plane.list_images())),
+        Operation::GetImage => Ok(json(&ask.plane.image_upload(&ask.param("digest")?).await?)),
+        Operation::PutImage => put_image(ask).await,
+        Operation::MakeToken => make_token(ask).await,
+        Operation::OwnToken => Ok(json(&ask.plane.own_token(&ask.actor)?)),
+        Operation::ListTokens => Ok(json(&ask.plane.tokens())),
+        Operation::DeleteToken => delete_token(ask).await,
+        Operation::RegisterJoinToken => register_join_token(ask).await,
+        Operation::ListJoins => Ok(json(&ask.plane.joins())),
+        Operation::AdmitNode => admit_node(ask).await,
+        Operation::ReadmitNode => readmit_node(ask).await,
+        Operation::ListNodes => Ok(json(&ask.plane.nodes())),
+        Operation::GetNode => Ok(json(&ask.plane.node(&ask.param("name")?)?)),
+        Operation::GrantNode => grant_node(ask).await,
+        Operation::RevokeNode => revoke_node(ask).await,
+        Operation::Audit => audit(ask).await,
     }
+}
+
+async fn health(ask: Ask) -> Result<Response, Fault> {
+    ask.plane.health().await?;
+    Ok(json(&serde_json::json!({ "status": "ok" })))
+}
+
+fn openapi() -> Response {
+    ([(CONTENT_TYPE, "application/json")], OPENAPI.clone()).into_response()
+}
+
+async fn post_statement(mut ask: Ask) -> Result<Response, Fault> {
+    let body = ask.body(MAX_ENVELOPE_BYTES).await?;
+    Ok(json(&ask.plane.post_statement(&ask.actor, &body).await?))
+}
+
+async fn put_object(mut ask: Ask) -> Result<Response, Fault> {
+    let (tenant, digest) = (ask.param("id")?, ask.param("digest")?);
+    let body = ask.body(MAX_OBJECT_BYTES).await?;
+    ask.plane.put_object(&tenant, &digest, body).await?;
+    Ok(no_content())
+}
+
+async fn get_object(ask: Ask) -> Result<Response, Fault> {
+    let (tenant, digest): (TenantId, Digest) = (ask.param("id")?, ask.param("digest")?);
+    let found = ask.plane.object(&tenant, &digest).await?;
+    let found = found.ok_or_else(|| Fault::not_found("object"))?;
+    Ok(([(CONTENT_TYPE, "application/octet-stream")], found.bytes).into_response())
+}
+
+async fn put_manifest(mut ask: Ask) -> Result<Response, Fault> {
+    let tenant = ask.param("id")?;
+    let body = ask.body(MAX_ENVELOPE_BYTES).await?;
+    let answer = ask.plane.put_manifest(&ask.actor, &tenant, &body).await?;
+    Ok(json(&answer))
+}
+
+async fn put_freshness(mut ask: Ask) -> Result<Response, Fault> {
+    let tenant = ask.param("id")?;
+    let body = ask.body(MAX_JSON_BYTES).await?;
+    let answer = ask.plane.put_freshness(&ask.actor, &tenant, &body).await?;
+    Ok(json(&answer))
+}
+
+async fn head_bundle(ask: Ask) -> Result<Response, Fault> {
+    let (tenant, digest) = (ask.own_tenant()?, ask.param("digest")?);
+    let size = ask.plane.bundle_size(&tenant, &digest).await?;
+    let size = size.ok_or_else(|| Fault::not_found("bundle"))?;
+    Ok(([(CONTENT_LENGTH, size)], StatusCode::OK).into_response())
+}
+
+async fn put_image(mut ask: Ask) -> Result<Response, Fault> {
+    let (digest, place) = (ask.param("digest")?, ask.query()?);
+    let body = ask.stream();
+    Ok(json(&ask.plane.put_image(&digest, place, body).await?))
+}
+
+async fn make_token(mut ask: Ask) -> Result<Response, Fault> {
+    let new = ask.json(MAX_JSON_BYTES).await?;
+    let made = ask.plane.make_token(&ask.actor, new).await?;
+    Ok((StatusCode::CREATED, json(&made)).into_response())
+}
+
+async fn delete_token(ask: Ask) -> Result<Response, Fault> {
+    let id: String = ask.param("token")?;
+    ask.plane.delete_token(&ask.actor, &id).await?;
+    Ok(no_content())
+}
+
+async fn register_join_token(mut ask: Ask) -> Result<Response, Fault> {
+    let NewJoinToken { record } = ask.json(MAX_JSON_BYTES).await?;
+    ask.plane.register_join_token(&ask.actor, record).await?;
+    Ok(no_content())
+}
+
+async fn admit_node(mut ask: Ask) -> Result<Response, Fault> {
+    let admission = ask.json(MAX_JSON_BYTES).await?;
+    Ok(json(&ask.plane.admit(&ask.actor, admission).await?))
+}
+
+async fn readmit_node(mut ask: Ask) -> Result<Response, Fault> {
+    let readmission = ask.json(MAX_JSON_BYTES).await?;
+    Ok(json(&ask.plane.readmit(&ask.actor, readmission).await?))
+}
+
+async fn grant_node(mut ask: Ask) -> Result<Response, Fault> {
+    let name = ask.param("name")?;
+    let grants = ask.json(MAX_JSON_BYTES).await?;
+    Ok(json(&ask.plane.grant(&ask.actor, &name, grants).await?))
+}
+
+async fn revoke_node(ask: Ask) -> Result<Response, Fault> {
+    ask.plane.revoke(&ask.actor, &ask.param("name")?).await?;
+    Ok(no_content())
+}
+
+async fn audit(ask: Ask) -> Result<Response, Fault> {
+    let AuditQuery { since } = ask.query()?;
+    Ok(json(&ask.plane.audit(since).await?))
+}
+
+fn no_content() -> Response {
+    StatusCode::NO_CONTENT.into_response()
 }
 
 fn json<T: Serialize>(answer: &T) -> Response {
     axum::Json(answer).into_response()
 }
 
-/// What everybody may ask, as often as they like.
+/// The answer to requests that need no token and are not limited.
 fn shared<T: Serialize>(last: &Shared, answer: &T) -> Response {
     match serde_json::to_vec(answer) {
         Ok(text) => ([(CONTENT_TYPE, "application/json")], last.bytes(text)).into_response(),
@@ -162,7 +195,7 @@ async fn put_bundle(mut ask: Ask) -> Result<Response, Fault> {
     ask.plane
         .put_bundle(&tenant, &digest, declared, body)
         .await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+    Ok(no_content())
 }
 
 fn logs(mut ask: Ask) -> Result<Response, Fault> {
@@ -180,7 +213,8 @@ fn logs(mut ask: Ask) -> Result<Response, Fault> {
         .into_response())
 }
 
-/// Records as lines, and an empty one after each `silence`, until the log ends or the reader may not go on.
+/// Records as lines, and an empty one after each `silence`, until the log ends or the reader's
+/// token becomes invalid.
 fn lines(
     plane: Arc<Plane>,
     following: Following,

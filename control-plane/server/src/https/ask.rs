@@ -1,42 +1,37 @@
-//! From a request to a question: routed, authorised and bounded by the API's table.
+//! One request: who asks, authorised by the API's table; its parameters, query and body, each parsed and bounded.
 
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::{RawPathParams, Request};
-use axum::middleware::map_response;
-use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodFilter, on};
-use casemate_api::endpoint::{Access, ENDPOINTS, Endpoint, Method, Operation};
+use casemate_api::endpoint::{Access, Endpoint, Operation};
 use casemate_api::error::code;
 use casemate_api::log::LogQuery;
 use casemate_api::token::Scope;
 use casemate_trust::id::TenantId;
 use futures_util::{Stream, StreamExt as _};
-use http::header::{AUTHORIZATION, SERVER, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use super::answer;
-use super::room::{self, Room};
+use super::room::Room;
 use super::seat::Seat;
 use crate::fault::Fault;
 use crate::places::Place;
 use crate::plane::{Actor, Plane};
 
-/// Between two chunks of a body.
+/// Time limit between two chunks of a body.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
-/// For a whole body: the largest bundle at 100 kB a second.
+/// Time limit for a whole body: the largest bundle at 100 kB a second.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
-/// Where a request comes from: an extension of it.
+
+/// The origin of a request: an extension of it.
 #[derive(Clone)]
 pub(super) struct Remote {
     pub(super) address: IpAddr,
@@ -44,12 +39,21 @@ pub(super) struct Remote {
     pub(super) seat: Arc<Seat>,
 }
 
-/// One question.
+/// What every request is answered from.
+#[derive(Clone)]
+pub(super) struct Served {
+    pub(super) plane: Arc<Plane>,
+    pub(super) stopping: CancellationToken,
+    pub(super) room: Room,
+}
+
+/// One question: made by the router of each request, owned by the task that answers it. First `authorise`, then
+/// `find_room`, then the parameters, the query and the body, as the answer needs them.
 pub(super) struct Ask {
     pub(super) plane: Arc<Plane>,
     pub(super) stopping: CancellationToken,
     pub(super) endpoint: &'static Endpoint,
-    /// Who asks.
+    /// The client.
     pub(super) actor: Actor,
     /// The slot of the connection; without one nothing is counted.
     seat: Option<Arc<Seat>>,
@@ -61,142 +65,46 @@ pub(super) struct Ask {
     body: Body,
 }
 
-/// Every endpoint of the table. Each request is answered in one of `tasks`, to its end: a client that goes away in the middle of
-/// a change would otherwise have it on disk and nowhere else.
-pub(super) fn router(
-    plane: &Arc<Plane>,
-    stopping: &CancellationToken,
-    tasks: &TaskTracker,
-) -> Router {
-    let room = Room::new();
-    let mut router = Router::new();
-    for endpoint in ENDPOINTS {
-        let (plane, stopping, tasks) = (Arc::clone(plane), stopping.clone(), tasks.clone());
-        let room = room.clone();
-        let handler = move |params: RawPathParams, request: Request| {
-            let params = params
+impl Ask {
+    /// A request that was routed to `endpoint`: nobody has shown a token yet.
+    pub(super) fn new(
+        served: &Served,
+        endpoint: &'static Endpoint,
+        params: &RawPathParams,
+        request: Request,
+    ) -> Self {
+        let (mut parts, body) = request.into_parts();
+        let remote = parts.extensions.remove::<Remote>();
+        Self {
+            plane: Arc::clone(&served.plane),
+            stopping: served.stopping.clone(),
+            endpoint,
+            actor: Actor::Stranger(remote.as_ref().map(|remote| remote.address)),
+            seat: remote.map(|remote| remote.seat),
+            room: served.room.clone(),
+            params: params
                 .iter()
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .collect();
-            let (mut parts, body) = request.into_parts();
-            let remote = parts.extensions.remove::<Remote>();
-            let ask = Ask {
-                plane: Arc::clone(&plane),
-                stopping: stopping.clone(),
-                endpoint,
-                actor: Actor::Stranger(remote.as_ref().map(|remote| remote.address)),
-                seat: remote.map(|remote| remote.seat),
-                room: room.clone(),
-                params,
-                path: parts.uri.path().to_owned(),
-                query: parts.uri.query().unwrap_or_default().to_owned(),
-                headers: parts.headers,
-                body,
-            };
-            respond_to(ask, tasks.clone())
-        };
-        router = router.route(endpoint.path, on(filter(endpoint.method), handler));
-    }
-    let no_path = async || respond(&Fault::new(404, code::NOT_FOUND, "there is no such path"));
-    let no_method = async || {
-        respond(&Fault::new(
-            405,
-            code::METHOD_NOT_ALLOWED,
-            "this path does not take that method",
-        ))
-    };
-    router
-        .fallback(no_path)
-        .method_not_allowed_fallback(no_method)
-        .layer(map_response(named))
-}
-
-/// Names this program and its version, for whoever cannot make sense of an answer.
-async fn named(mut response: Response) -> Response {
-    let software =
-        HeaderValue::from_static(concat!("casemate-control/", env!("CARGO_PKG_VERSION")));
-    response.headers_mut().insert(SERVER, software);
-    response
-}
-
-const fn filter(method: Method) -> MethodFilter {
-    match method {
-        Method::Get => MethodFilter::GET,
-        Method::Head => MethodFilter::HEAD,
-        Method::Put => MethodFilter::PUT,
-        Method::Post => MethodFilter::POST,
-        Method::Delete => MethodFilter::DELETE,
-    }
-}
-
-/// Whether somebody tried what is not for them, or a change that was refused. Our own failures are in the log.
-fn is_refused_try(endpoint: &Endpoint, status: u16) -> bool {
-    matches!(status, 401 | 403) || changes(endpoint) && (400..500).contains(&status)
-}
-
-const fn changes(endpoint: &Endpoint) -> bool {
-    !matches!(endpoint.method, Method::Get | Method::Head)
-}
-
-fn respond(fault: &Fault) -> Response {
-    let status = StatusCode::from_u16(fault.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = (status, axum::Json(&fault.body)).into_response();
-    if status == StatusCode::UNAUTHORIZED {
-        response
-            .headers_mut()
-            .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    }
-    response
-}
-
-async fn respond_to(ask: Ask, tasks: TaskTracker) -> Response {
-    let id = ask.endpoint.id.as_str();
-    let answered = tasks.spawn(ask.answer()).await;
-    let answered = answered.unwrap_or_else(|error| {
-        tracing::error!(endpoint = id, %error, "a request was not answered");
-        Err(Fault::new(500, code::INTERNAL, "this went wrong here"))
-    });
-    answered.unwrap_or_else(|fault| {
-        tracing::debug!(
-            endpoint = id,
-            status = fault.status,
-            code = fault.code(),
-            "refused"
-        );
-        respond(&fault)
-    })
-}
-
-impl Ask {
-    /// Answers; a refused try leaves a record, as a change does.
-    async fn answer(mut self) -> Result<Response, Fault> {
-        let authorised = self.authorise().and_then(|()| self.find_room());
-        let (plane, actor) = (Arc::clone(&self.plane), self.actor.clone());
-        let (endpoint, path) = (self.endpoint, self.path.clone());
-        let answered = match authorised {
-            Ok(place) => {
-                let answered = answer::answer(self).await;
-                answered.map(|answer| room::hold(answer, place))
-            }
-            Err(fault) => Err(fault),
-        };
-        if let Err(fault) = &answered
-            && is_refused_try(endpoint, fault.status)
-        {
-            let about = fault.about.as_deref().unwrap_or(&path);
-            let action = format!("{}.refused", endpoint.id);
-            plane.refused(&actor, &action, about, fault.code()).await;
+                .collect(),
+            path: parts.uri.path().to_owned(),
+            query: parts.uri.query().unwrap_or_default().to_owned(),
+            headers: parts.headers,
+            body,
         }
-        answered
     }
 
-    /// Whether this actor may ask this; the table says.
+    /// The path as it was asked for.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Checks whether this client may send this request, by the table.
     pub(super) fn authorise(&mut self) -> Result<(), Fault> {
         if self.endpoint.access == Access::Public {
             return Ok(());
         }
         let unknown = || {
-            let message = "expected `Authorization: Bearer casemate_...` with a token that is known and has not expired";
+            let message = "expected `Authorization: Bearer casemate_...` with a token that exists and has not expired";
             Fault::new(401, code::UNAUTHENTICATED, message)
         };
         let header = self
@@ -231,8 +139,8 @@ impl Ask {
         Ok(())
     }
 
-    /// A place for the question, to be held until its answer has been taken.
-    fn find_room(&self) -> Result<Option<Place<String>>, Fault> {
+    /// Takes a slot for the request, which is held until its answer has been read.
+    pub(super) fn find_room(&self) -> Result<Option<Place<String>>, Fault> {
         let follows = self.endpoint.id == Operation::TenantLogs && {
             let LogQuery { follow, .. } = self.query()?;
             follow
@@ -248,7 +156,7 @@ impl Ask {
             .map_err(|error: T::Err| Fault::bad_request(format!("{name}: {error}")))
     }
 
-    /// The tenant whose token it is, where the path names none.
+    /// The tenant of the token, where the path names none.
     pub(super) fn own_tenant(&self) -> Result<TenantId, Fault> {
         match &self.actor {
             Actor::Token {
@@ -259,7 +167,7 @@ impl Ask {
         }
     }
 
-    /// How long the body is, if the head says so.
+    /// The length of the body, if the header states it.
     pub(super) fn declared_bytes(&self) -> Option<u64> {
         self.body.size_hint().exact()
     }
@@ -275,7 +183,7 @@ impl Ask {
             .map_err(|error| Fault::bad_request(error.body_text()))
     }
 
-    /// The body as it comes, each chunk in time.
+    /// The body as a stream, with a time limit for each chunk.
     pub(super) fn stream(&mut self) -> impl Stream<Item = Result<Bytes, Fault>> + Unpin + use<> {
         let stream = std::mem::take(&mut self.body).into_data_stream();
         Box::pin(in_time(stream, BODY_TIMEOUT))
@@ -305,13 +213,15 @@ impl Ask {
     pub(super) async fn json<T: DeserializeOwned>(&mut self, limit: usize) -> Result<T, Fault> {
         let body = self.body(limit).await?;
         serde_json::from_slice(&body).map_err(|error| {
-            Fault::bad_request(format!("the body is not what is expected: {error}"))
+            Fault::bad_request(format!(
+                "the body does not have the expected format: {error}"
+            ))
         })
     }
 }
 
-/// A body each chunk of which, and which as a whole, comes in time. Time begins when it is first read: it may have to wait for
-/// its turn, which is not its sender's fault.
+/// A body with a time limit for each chunk and for the whole. The time begins with the first read:
+/// the request may have to wait for its turn, which is not the client's fault.
 fn in_time<E>(
     body: impl Stream<Item = Result<Bytes, E>> + Unpin,
     whole: Duration,
@@ -338,7 +248,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn waiting_for_its_turn_is_not_counted_against_a_body() {
-        // Each chunk comes when it is asked for a second time.
+        // Each chunk is ready only on the second poll.
         let mut asked = 0;
         let body = futures_util::stream::poll_fn(move |context| {
             asked += 1;

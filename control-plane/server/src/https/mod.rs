@@ -1,10 +1,12 @@
-//! The HTTPS listener: bounded connections, clients that are slow or say nothing cut off.
+//! The HTTPS listener: the number of connections is limited, and slow or silent clients are
+//! disconnected.
 
 mod activity;
 mod answer;
 mod ask;
 mod patient;
 mod room;
+mod router;
 mod seat;
 #[cfg(test)]
 mod tests;
@@ -35,26 +37,27 @@ use ask::Remote;
 use patient::Patient;
 use seat::Seats;
 
-/// Evicted connections whose tasks have not ended yet. With more of them nothing is accepted for the moment that they take,
-/// so that the number of sockets stays bounded.
+/// Evicted connections whose tasks have not ended yet. With more of them no new connection is
+/// accepted until some have ended, so that the number of sockets stays limited.
 const MAX_EVICTED: usize = 64;
-/// Until TLS is spoken.
+/// Time limit for the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Until a request's head is there, also on a connection that idles.
+/// Time limit for a request's header, also on an idle connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Until a first request, between two, and between two steps of an answer: more than the longest silence of a log.
+/// Time limit until the first request, between two, and between two steps of an answer: more than
+/// the longest silence of a log.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// For the end of what is under way when a connection is to close.
+/// Time limit for the requests in progress when a connection is to close.
 const GOODBYE: Duration = Duration::from_secs(2);
-/// How long a client may leave our bytes lying.
+/// Time limit for a client to read the sent bytes.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Largest head of a request, bytes.
+/// Largest header of a request, bytes.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
-/// Streams of an HTTP/2 connection.
+/// Concurrent streams of an HTTP/2 connection.
 const MAX_STREAMS: u32 = 64;
-/// Between two pings of an HTTP/2 connection.
+/// Interval of the pings of an HTTP/2 connection.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// After an accept that failed, most likely for want of descriptors.
+/// Pause after a failed accept, which is most likely due to a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `stopping`, then lets running requests end.
@@ -69,7 +72,7 @@ pub(crate) async fn serve(
     let sockets = Arc::new(Semaphore::new(limits.all + MAX_EVICTED));
     let seats = Seats::new(&limits);
     let tracker = TaskTracker::new();
-    let router = ask::router(&plane, &stopping, &tracker);
+    let router = router::router(&plane, &stopping, &tracker);
     loop {
         let accepted = async {
             let permit = Arc::clone(&sockets).acquire_owned().await.ok()?;
@@ -82,7 +85,7 @@ pub(crate) async fn serve(
         match accepted {
             None => break,
             Some((socket, Ok((stream, remote)))) => {
-                // What is refused here is counted and logged there.
+                // A refused connection is counted and logged by `take`.
                 let Some(seat) = seats.take(remote.ip()) else {
                     continue;
                 };
@@ -129,7 +132,7 @@ async fn connection(
     }
 }
 
-/// Speaks HTTP until the client ends it, there is nothing to say for `patience`, or `stopping`.
+/// Serves HTTP until the client ends it, the connection is idle for `patience`, or `stopping`.
 async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     stream: S,
     remote: Remote,
@@ -167,7 +170,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     tokio::select! {
         ended = serving.as_mut() => {
             if let Err(error) = ended {
-                tracing::debug!(error, "a connection ended badly");
+                tracing::debug!(error, "a connection ended with an error");
             }
             return;
         }
@@ -176,7 +179,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     }
     serving.as_mut().graceful_shutdown();
     tokio::select! {
-        // What can be said at once is said, also to who was idle for longer than this.
+        // An answer that is ready is sent, also to a client that was idle for longer than this.
         biased;
         _ = serving => {}
         () = activity.idle(GOODBYE) => {}

@@ -1,4 +1,4 @@
-//! A stream whose other end has to take our bytes in time.
+//! A stream whose other end has to read the sent bytes in time.
 
 use std::future::Future as _;
 use std::io;
@@ -9,7 +9,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// See the module.
+/// A stream that ends with an error when a write has waited for so long. Wraps the socket below TLS
+/// and HTTP.
 pub(super) struct Patient<S> {
     inner: S,
     patience: Duration,

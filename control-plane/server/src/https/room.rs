@@ -1,8 +1,9 @@
-//! Room for questions, from when one is asked until its answer has been taken. What a client asks for and does not take stays
-//! in memory, and an HTTP/2 client can leave thousands of answers untaken over a few connections.
+//! Limits the number of requests from their begin until their answers have been read. An answer
+//! that the client does not read stays in memory, and an HTTP/2 client can leave thousands of
+//! answers unread over a few connections.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes};
@@ -10,27 +11,30 @@ use axum::response::Response;
 use casemate_api::endpoint::{Endpoint, Method};
 use casemate_api::token::Scope;
 use hyper::body::{Frame, SizeHint};
+use parking_lot::Mutex;
 
 use crate::fault::Fault;
 use crate::places::{Place, Places};
 use crate::plane::Actor;
 
-/// Questions of one kind at a time: of tenants' tokens and those that only read, and as many of operators' tokens, which find
-/// room whatever the others do.
+/// Requests of one kind at a time: of tenants' tokens and read-only ones, and as many of operators'
+/// tokens, which therefore always find slots.
 const MAX_QUESTIONS: usize = 256;
-/// Of them with one token.
+/// Requests of one token at a time.
 pub(super) const MAX_QUESTIONS_OF_TOKEN: usize = 64;
 
-/// See the module. What is asked without a token finds room in the answer itself: see [`Shared`].
+/// The places for requests under way, shared by all connections. `find` takes one for a request,
+/// `hold` keeps it until the answer has been taken. What is asked without a token finds room in the
+/// answer itself: see [`Shared`].
 #[derive(Clone)]
 pub(super) struct Room {
     changes: OfKind,
     answers: OfKind,
-    /// Answers that go on until their reader leaves.
+    /// Answers that continue until their reader disconnects.
     followed: OfKind,
 }
 
-/// Places of one kind, by the id of the token.
+/// Slots of one kind, by the id of the token.
 #[derive(Clone)]
 struct OfKind {
     what: &'static str,
@@ -58,7 +62,7 @@ impl Room {
         }
     }
 
-    /// A place for a question of this actor; none is needed without a token.
+    /// Takes a slot for a request of this client; requests without a token need none.
     pub(super) fn find(
         &self,
         actor: &Actor,
@@ -83,7 +87,8 @@ impl Room {
     }
 }
 
-/// The answer with the place of its question, which is free again when the answer has been taken or given up.
+/// The answer together with the slot of its request, which is freed when the answer has been read
+/// or dropped.
 pub(super) fn hold(answer: Response, place: Option<Place<String>>) -> Response {
     match place {
         Some(place) => answer.map(|body| {
@@ -121,7 +126,8 @@ impl hyper::body::Body for Held {
     }
 }
 
-/// An answer that is the same for everybody: it is in memory once, however many strangers have asked for it.
+/// An answer that is the same for all clients: it is in memory once, however many clients have
+/// requested it.
 #[derive(Debug, Default)]
 pub(super) struct Shared(Mutex<Bytes>);
 
@@ -130,9 +136,9 @@ impl Shared {
         Self(Mutex::new(Bytes::new()))
     }
 
-    /// The same bytes as last time, if they are.
+    /// The bytes of the last answer, if they are the same.
     pub(super) fn bytes(&self, now: Vec<u8>) -> Bytes {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.0.lock();
         if *last != now {
             *last = now.into();
         }
@@ -145,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_everybody_is_answered_is_in_memory_once() {
+    fn a_shared_answer_is_in_memory_once() {
         let shared = Shared::new();
         let [one, other] = [(); 2].map(|()| shared.bytes(b"the same".to_vec()));
         assert_eq!(one.as_ptr(), other.as_ptr());

@@ -1,10 +1,11 @@
-//! What a connection of the API counts against: first the table of those that have shown no token,
-//! and from its first request with a valid token on the slots of that token's kind.
+//! The limits that a connection of the API counts against: first the table of connections without a
+//! token, and from its first request with a valid token on the slots of that token's kind.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use casemate_api::token::Scope;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::arrivals::{Arrival, Arrivals};
@@ -12,8 +13,8 @@ use crate::config::ApiLimits;
 use crate::places::{Place, Places, network};
 use crate::plane::Actor;
 
-/// Of the slots for connections with a token, one in so many is for operators only: what a tenant's
-/// token can fill does not keep an operator out.
+/// This fraction of the slots for connections with a token is for operators only: tenants' tokens
+/// cannot keep an operator out.
 const OPERATORS_SHARE: usize = 4;
 
 /// The slots of the listener, shared by all its connections.
@@ -51,7 +52,7 @@ impl Seats {
         }
     }
 
-    /// A slot for a new connection, if there is one.
+    /// Takes a slot for a new connection, if one is free.
     pub(super) fn take(&self, remote: IpAddr) -> Option<Seat> {
         let arrival = self.arrivals.arrive(network(remote))?;
         Some(Seat {
@@ -65,12 +66,12 @@ impl Seats {
 
 impl Seat {
     /// A request on this connection has shown a valid token. Beyond the token's share the
-    /// connection stays among those without one: it is served, and newer ones may evict it.
+    /// connection stays among those without a token: it is served, and newer ones may evict it.
     pub(super) fn prove(&self, actor: &Actor) {
         let Actor::Token { id, scope, .. } = actor else {
             return;
         };
-        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.slot.lock();
         if matches!(*slot, Slot::Proven { .. }) {
             return;
         }
@@ -104,7 +105,7 @@ mod tests {
     }
 
     fn is_proven(seat: &Seat) -> bool {
-        matches!(*seat.slot.lock().unwrap(), Slot::Proven { .. })
+        matches!(*seat.slot.lock(), Slot::Proven { .. })
     }
 
     #[tokio::test]

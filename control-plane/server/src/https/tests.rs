@@ -1,4 +1,4 @@
-//! What a client can do by going away, and by saying nothing.
+//! Tests with clients that disconnect or send nothing.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use super::*;
 use crate::plane::tests::{member, plane, token};
 
-/// How long anything may take to happen.
+/// Time limit for every event.
 const SOON: Duration = Duration::from_secs(20);
 
 fn request(method: &str, path: &str, token: &str) -> Request<Body> {
@@ -34,12 +34,13 @@ async fn a_change_is_made_to_its_end_when_its_client_goes_away() {
     let operator = token(&plane, Scope::Operator).await;
     let other = token(&plane, Scope::ReadOnly).await;
     let tasks = TaskTracker::new();
-    let router = ask::router(&plane, &CancellationToken::new(), &tasks);
+    let router = router::router(&plane, &CancellationToken::new(), &tasks);
     let token_path = format!("/v1/tokens/{}", other.id);
     for path in ["/v1/nodes/edge-1", &token_path] {
         let request = request("DELETE", path, &operator.token);
         let answered = TowerToHyperService::new(router.clone()).call(request);
-        // As far as it comes at one go, which is to the disk; then it is dropped, as hyper does with a reset stream.
+        // It runs up to the first wait, which is for the disk; then it is dropped, as hyper does
+        // with a reset stream.
         assert!(answered.now_or_never().is_none(), "{path}");
     }
     tasks.close();
@@ -47,25 +48,25 @@ async fn a_change_is_made_to_its_end_when_its_client_goes_away() {
     assert_eq!(*visit.closing.borrow_and_update(), Some(close::REVOKED));
     assert!(plane.node(&visit.node).is_err());
     assert!(plane.authenticate(&other.token).is_none());
-    // And what comes next builds on it.
+    // The next change builds on it.
     token(&plane, Scope::ReadOnly).await;
 }
 
 #[tokio::test]
-async fn one_token_has_so_many_changes_under_way_and_no_more() {
+async fn the_changes_in_progress_of_one_token_are_limited() {
     let folder = tempfile::tempdir().unwrap();
     let plane = plane(folder.path()).await;
     let slow = token(&plane, Scope::Operator).await;
     let other = token(&plane, Scope::Operator).await;
     let tasks = TaskTracker::new();
-    let router = ask::router(&plane, &CancellationToken::new(), &tasks);
+    let router = router::router(&plane, &CancellationToken::new(), &tasks);
     let router = TowerToHyperService::new(router);
     let begun = (0..=room::MAX_QUESTIONS_OF_TOKEN).map(|_| {
         let body = futures_util::stream::pending::<Result<&[u8], Infallible>>();
         let request = request("POST", "/v1/tokens", &slow.token);
         Box::pin(router.call(request.map(|_| Body::from_stream(body))))
     });
-    // Those that have room wait for their bodies.
+    // The accepted requests wait for their bodies.
     let (first, ..) = futures_util::future::select_all(begun).await;
     assert_eq!(first.unwrap().status(), 429);
     let unknown = request("DELETE", "/v1/tokens/none", &other.token);
@@ -73,7 +74,7 @@ async fn one_token_has_so_many_changes_under_way_and_no_more() {
 }
 
 #[tokio::test]
-async fn one_token_leaves_so_many_answers_untaken_and_no_more() {
+async fn the_unread_answers_of_one_token_are_limited() {
     let folder = tempfile::tempdir().unwrap();
     let plane = plane(folder.path()).await;
     let [greedy, other] = [
@@ -81,7 +82,7 @@ async fn one_token_leaves_so_many_answers_untaken_and_no_more() {
         token(&plane, Scope::ReadOnly).await,
     ];
     let tasks = TaskTracker::new();
-    let router = ask::router(&plane, &CancellationToken::new(), &tasks);
+    let router = router::router(&plane, &CancellationToken::new(), &tasks);
     let router = TowerToHyperService::new(router);
     let ask = async |token: &str| {
         let answer = router.call(request("GET", "/v1/audit", token));
@@ -95,12 +96,12 @@ async fn one_token_leaves_so_many_answers_untaken_and_no_more() {
     }
     assert_eq!(ask(&greedy.token).await.status(), 429);
     assert_eq!(ask(&other.token).await.status(), 200);
-    // One that is taken or given up makes room.
+    // An answer that is read or dropped frees its slot.
     drop(untaken.pop());
     assert_eq!(ask(&greedy.token).await.status(), 200);
 }
 
-/// A client's end of a connection that is closed when nothing happens for a moment.
+/// A client's end of a connection that is closed after a short idle time.
 fn connected() -> DuplexStream {
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
     let large = get(async || vec![0; 1024 * 1024]);
@@ -114,7 +115,7 @@ fn connected() -> DuplexStream {
 }
 
 #[tokio::test]
-async fn who_says_nothing_or_half_a_word_is_cut_off() {
+async fn a_silent_client_or_an_incomplete_request_is_disconnected() {
     for word in ["", "PRI * HTTP/2.0\r\n", "GET /large HT"] {
         let mut stream = connected();
         stream.write_all(word.as_bytes()).await.unwrap();
@@ -125,7 +126,7 @@ async fn who_says_nothing_or_half_a_word_is_cut_off() {
 }
 
 #[tokio::test]
-async fn who_only_answers_pings_or_takes_no_answer_is_cut_off() {
+async fn a_client_that_only_answers_pings_or_reads_no_answer_is_disconnected() {
     for asks in [false, true] {
         let client = http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(1)

@@ -1,4 +1,4 @@
-//! What one node may see.
+//! The statements that one node may see.
 
 use casemate_push::{Cursor, StatementId};
 use casemate_trust::id::TenantId;
@@ -7,14 +7,15 @@ use casemate_trust::name::Name;
 use super::held::Held;
 use super::image::newest_of;
 
-/// Whether a tenant may answer for no host: the operator has removed it. Its manifest is signed by keys that it does not have
-/// any more, so a node that joins later would only refuse it.
+/// Whether a tenant has no hosts: the operator has removed it. Its manifest is signed by keys that
+/// are not the tenant's any more, so a node that joins later would only refuse it.
 pub(super) fn is_removed(held: &Held, tenant: &TenantId) -> bool {
     let state = held.judge.as_ref().and_then(|judge| judge.tenant(tenant));
     state.is_some_and(|state| state.tenant.hosts.is_empty())
 }
 
-/// See the module.
+/// The state as one node may see it: made by [`Plane::with_catalog`](super::Plane::with_catalog)
+/// for one call of the push protocol, while the state is locked for reading.
 pub(crate) struct NodeCatalog<'a> {
     pub(crate) held: &'a Held,
     pub(crate) node: &'a Name,
@@ -22,7 +23,7 @@ pub(crate) struct NodeCatalog<'a> {
 }
 
 impl NodeCatalog<'_> {
-    /// The manifest of a tenant that was removed.
+    /// Whether the statement is the manifest of a removed tenant.
     fn is_of_nobody(&self, id: &StatementId) -> bool {
         matches!(id, StatementId::Manifest { tenant, .. } if is_removed(self.held, tenant))
     }

@@ -6,7 +6,7 @@
 //! ever on its way out.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_api::error::code;
@@ -17,22 +17,25 @@ use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::judge::Accord;
 use casemate_trust::release::Release;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::held::{self, Held};
+use super::held::Held;
+use super::objects;
 use super::storage::{GRACE_SECS, Item};
 use super::{Actor, Plane, key, now};
 use crate::fault::Fault;
 
-/// Between two looks at every tenant; one tenant is looked at after each of its manifests.
+/// Interval between two passes over all tenants; each manifest also starts a pass over its tenant.
 const INTERVAL: Duration = Duration::from_secs(10 * 60);
-/// Between two batches: other changes go first.
+/// Pause between two batches: other changes go first.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Things that are removed in one batch: with its audit record it fits a commit, an object with two keys.
+/// Items that are removed in one batch: with its audit record it fits a commit, an object with two
+/// keys.
 const MAX_BATCH: usize = (MAX_COMMIT_ITEMS - 1) / 2;
 
-/// Tenants that are to be looked at.
+/// Tenants that are to be checked.
 #[derive(Debug, Default)]
 pub(crate) struct Due {
     tenants: Mutex<BTreeSet<TenantId>>,
@@ -41,18 +44,18 @@ pub(crate) struct Due {
 
 impl Due {
     pub(crate) fn add(&self, tenants: impl IntoIterator<Item = TenantId>) {
-        let due = &mut *self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = &mut *self.tenants.lock();
         due.extend(tenants);
         self.told.notify_one();
     }
 
     fn next(&self) -> Option<TenantId> {
-        let due = &mut *self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = &mut *self.tenants.lock();
         due.pop_first()
     }
 }
 
-/// Removes until `stopping`: at the start, now and then, and after each manifest.
+/// Removes until `stopping`: at the start, at intervals, and after each manifest.
 pub(crate) async fn run(plane: Arc<Plane>, stopping: CancellationToken) {
     let mut everything = tokio::time::interval(INTERVAL);
     loop {
@@ -71,7 +74,7 @@ pub(crate) async fn run(plane: Arc<Plane>, stopping: CancellationToken) {
                 Err(fault) => tracing::warn!(
                     %tenant,
                     code = fault.code(),
-                    "what is listed no more could not be removed; it is tried again later"
+                    "bundles and objects that no manifest lists could not be removed; the removal is tried again later"
                 ),
             }
             if stopping.is_cancelled() {
@@ -82,12 +85,13 @@ pub(crate) async fn run(plane: Arc<Plane>, stopping: CancellationToken) {
 }
 
 impl Plane {
-    /// What a tenant's newest manifest lists.
+    /// The digests that a tenant's newest manifest lists.
     pub(crate) fn listed(&self, tenant: &TenantId) -> BTreeSet<Item> {
         accord(&self.held(), tenant).map(items).unwrap_or_default()
     }
 
-    /// Removes one batch of what a tenant's newest manifest does not list; how many things that were.
+    /// Removes one batch of what a tenant's newest manifest does not list; returns the number of
+    /// items.
     async fn collect(&self, tenant: &TenantId) -> Result<usize, Fault> {
         let before = now().saturating_sub(GRACE_SECS);
         let unlisted = |listed: &BTreeSet<Item>| {
@@ -99,13 +103,13 @@ impl Plane {
         if unlisted(&self.listed(tenant)).is_empty() {
             return Ok(0);
         }
-        // Backups keep everything while they run; the next look removes it.
+        // A backup in progress keeps everything; the next pass removes it.
         let Ok(_removing) = self.keeping.try_write() else {
             return Ok(0);
         };
         let writing = self.begin().await;
         let Some(listed) = self.listed_for_certain(tenant).await? else {
-            tracing::warn!(%tenant, "the stored manifest is not the one that was judged: nothing is removed");
+            tracing::warn!(%tenant, "the stored manifest differs from the judged one: nothing is removed");
             return Ok(0);
         };
         let batch = unlisted(&listed);
@@ -139,7 +143,7 @@ impl Plane {
                 self.remove_bundles(tenant, &bundles, before).await?;
                 Ok(batch.len())
             }
-            // Nothing can be written, not even the record; bundles are what makes room for it.
+            // Nothing can be written, not even the record; removing bundles frees the space for it.
             Err(full) if full.code() == code::STORAGE_FULL && !bundles.is_empty() => {
                 let count = bundles.len();
                 tracing::warn!(%tenant, count, "removing bundles without an audit record: the disk is full");
@@ -159,7 +163,7 @@ impl Plane {
         let removal = self.bundles.begin_removal().await;
         for digest in digests {
             let item = Item::Bundle(*digest);
-            // One that was uploaded again meanwhile is new.
+            // An item that was uploaded again meanwhile is new.
             let kept = self.ledger.get(tenant, &item);
             if kept.is_some_and(|kept| kept.since < before) {
                 removal.remove(tenant, digest).await?;
@@ -169,8 +173,9 @@ impl Plane {
         Ok(())
     }
 
-    /// What the newest manifest lists, by the store and by the judge; `None` if they do not agree, because what is not
-    /// understood is not a reason to remove anything. To be asked while no other change is made.
+    /// The digests that the newest manifest lists, according to the store and to the judge; `None`
+    /// if they disagree, because then nothing may be removed. To be called while no other change is
+    /// made.
     async fn listed_for_certain(&self, tenant: &TenantId) -> Result<Option<BTreeSet<Item>>, Fault> {
         let (tenant, version) = (*tenant, 0);
         let at = key::statement(&StatementId::Manifest { tenant, version });
@@ -185,15 +190,15 @@ impl Plane {
             match (stored, accord(&held, &tenant)) {
                 (None, None) => return Ok(Some(BTreeSet::new())),
                 (Some(Some(stored)), Some(accord)) if stored == accord.digest => {
-                    let mut unjudged = held::listed(&accord.manifest);
+                    let mut unjudged = objects::listed(&accord.manifest);
                     unjudged.retain(|digest| !accord.releases.contains_key(digest));
                     (items(accord), unjudged)
                 }
                 _ => return Ok(None),
             }
         };
-        // A function that is to run in no pool was not judged, and lists its bundle all the same.
-        for object in held::objects(&self.store, &tenant, &unjudged)
+        // A function that is to run in no pool was not judged, and lists its bundle nevertheless.
+        for object in objects::objects(&self.store, &tenant, &unjudged)
             .await?
             .values()
         {
@@ -212,7 +217,9 @@ fn accord<'a>(held: &'a Held, tenant: &TenantId) -> Option<&'a Accord> {
 }
 
 fn items(accord: &Accord) -> BTreeSet<Item> {
-    let objects = held::listed(&accord.manifest).into_iter().map(Item::Object);
+    let objects = objects::listed(&accord.manifest)
+        .into_iter()
+        .map(Item::Object);
     let releases = accord.releases.values();
     let bundles = releases.map(|release| Item::Bundle(release.bundle.digest));
     objects.chain(bundles).collect()

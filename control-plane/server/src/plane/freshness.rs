@@ -1,5 +1,5 @@
-//! Statements of freshness. They come often, and most of them only renew the one before: each replaces its predecessor in the
-//! store, and a renewal in time leaves an audit record once a day.
+//! Statements of freshness. They are frequent, and most of them only renew the earlier one: each
+//! replaces its predecessor in the store, and a renewal in time leaves an audit record once a day.
 
 use casemate_api::error::code;
 use casemate_api::fleet::Outcome;
@@ -15,7 +15,7 @@ use casemate_trust::judge::Refusal;
 use casemate_trust::statement::Statement as _;
 use serde_json::json;
 
-use super::held::Index;
+use super::index::Index;
 use super::rates::Kind;
 use super::{Actor, Plane};
 use crate::fault::Fault;
@@ -24,7 +24,7 @@ use crate::fault::Fault;
 const RECORD_INTERVAL_SECS: Seconds = 24 * 60 * 60;
 
 impl Plane {
-    /// Takes a tenant's statement of freshness.
+    /// Accepts a tenant's statement of freshness.
     pub(crate) async fn put_freshness(
         &self,
         actor: &Actor,
@@ -65,8 +65,8 @@ impl Plane {
         })
     }
 
-    /// Not too many at a time by when they come, nor too close together by their dates, which are remembered over a restart.
-    /// The same statement once more counts as none.
+    /// Limits statements by their arrival and by the distance of their dates, which survives a
+    /// restart. A repeated statement does not count.
     fn must_not_be_too_soon(
         &self,
         before: Option<&Freshness>,
@@ -112,8 +112,8 @@ impl Plane {
 }
 
 impl Index {
-    /// Of a tenant's statements of freshness only the newest is held, as long as no manifest is newer than the one that it
-    /// names.
+    /// A tenant's newest statement of freshness is the only one that is kept, and only until a
+    /// manifest arrives that is newer than the one that it names.
     pub(super) fn drop_freshness(&mut self, newer: &StatementId) {
         let (tenant, below) = match newer {
             StatementId::Freshness { tenant, .. } => (*tenant, u64::MAX),

@@ -1,5 +1,6 @@
-//! How a node is, out of the status that it sends. The status is the node's own word in a format that may be newer or older
-//! than this program: what is not there is not spoken of, and what is of another type counts as not there.
+//! A node's health, computed from the status that it sends. The node writes the status in a format
+//! that may be newer or older than this program: a missing field is not reported, and a field of
+//! another type counts as missing.
 
 use casemate_api::node::{CheckView, HealthView};
 use casemate_api::tenant::Refused;
@@ -7,22 +8,22 @@ use casemate_push::{LOAD_FAILED, LOAD_FAILED_EARLIER};
 use casemate_trust::Seconds;
 use serde_json::Value;
 
-use super::presence::Last;
+use super::last::Last;
 
-/// Layers that not every machine can have, and that say in their detail what is open without them.
+/// Layers that some machines lack; their detail describes what is unprotected without them.
 const OPTIONAL_LAYERS: [&str; 3] = ["speculation", "core_scheduling", "memory_lock"];
-/// How far a node's clock may be from ours, seconds.
+/// Largest tolerated difference between a node's clock and the control plane's, seconds.
 const MAX_SKEW_SECS: u64 = 5 * 60;
-/// Less than this of a lease is worth a word, seconds.
+/// A shorter remaining lease is reported, seconds.
 const SHORT_LEASE_SECS: u64 = 60 * 60;
 /// Longest detail, characters.
 const MAX_DETAIL_CHARS: usize = 240;
-/// Deepest place at which certificates are looked for in a status.
+/// Deepest level at which certificates are looked for in a status.
 const MAX_DEPTH: usize = 4;
-/// How long two machines with one key count, seconds.
+/// How long a duplicate key is reported after two machines used it, seconds.
 const DUPLICATE_SECS: Seconds = 24 * 60 * 60;
 
-/// What is known of a node's health; `None` if it has not said anything.
+/// A node's health; `None` if it has not sent a status.
 pub(super) fn of(last: &Last, now: Seconds) -> Option<HealthView> {
     let status = &last.status;
     let is_silent = !status.is_object() && last.refused.is_empty();
@@ -54,7 +55,7 @@ pub(super) fn of(last: &Last, now: Seconds) -> Option<HealthView> {
     })
 }
 
-/// A detail as it is shown: on one line, and marked where it was cut.
+/// A detail for display: on one line, and marked if it was cut.
 fn shortened(detail: &str) -> String {
     let mut letters = detail.chars().filter(|letter| !letter.is_control());
     let mut shown: String = letters.by_ref().take(MAX_DETAIL_CHARS).collect();
@@ -72,7 +73,7 @@ fn check(name: &str, ok: bool, detail: impl Into<String>) -> CheckView {
     }
 }
 
-/// Whether the node can be spoken to at all.
+/// Whether node and control plane have a common protocol version.
 fn protocol(last: &Last) -> Option<CheckView> {
     let apart = last.apart.as_ref()?;
     Some(check("protocol", false, apart))
@@ -113,8 +114,9 @@ fn walls(status: &Value) -> Option<CheckView> {
     })
 }
 
-/// Whether a program of a node has a layer at all. A node reports every layer of every program: a worker alone is in
-/// namespaces of its own, the vault alone locks its memory, and these two alone keep others from their processor's core.
+/// Whether a program has a layer at all. A node reports every layer for every program: only a
+/// worker is in namespaces of its own, only the vault locks its memory, and only these two keep
+/// others from their processor's core.
 fn is_asked_for(program: &str, layer: &str) -> bool {
     match layer {
         "user" | "pid" | "mount" | "network" | "ipc" | "uts" => program == "worker",
@@ -174,7 +176,7 @@ fn disk(status: &Value) -> Option<CheckView> {
         check("disk", true, "has room")
     } else {
         let (held, wanted) = (mib(held), mib(wanted));
-        let detail = format!("full: {held} of {wanted} MiB are kept for withdrawals");
+        let detail = format!("full: {held} of {wanted} MiB are reserved for withdrawals");
         check("disk", false, detail)
     })
 }
@@ -183,7 +185,7 @@ fn lease(status: &Value) -> Option<CheckView> {
     let vault = status["vault"].as_object()?;
     let left = vault.get("lease_left_secs")?.as_u64().unwrap_or(0);
     let detail = match left {
-        0 => "over: credentials are not used".to_owned(),
+        0 => "expired: credentials are not used".to_owned(),
         short @ 1..SHORT_LEASE_SECS => format!("{} minutes left", short.div_ceil(60)),
         long => format!("{} hours left", long / 3600),
     };
@@ -221,7 +223,7 @@ fn clock(last: &Last) -> Option<CheckView> {
 }
 
 fn refusal(last: &Last) -> Option<CheckView> {
-    // A release that cannot be loaded is its tenant's, and the node as it should be.
+    // A release that cannot be loaded is its tenant's fault; the node itself is healthy.
     let is_of_node = |(_, refused): &&(_, Refused)| {
         ![LOAD_FAILED, LOAD_FAILED_EARLIER].contains(&refused.code.as_str())
     };
@@ -258,7 +260,7 @@ fn certificate_expires(status: &Value) -> Option<Seconds> {
     ends.min()
 }
 
-/// The certificates that a status lists, wherever that is.
+/// The certificates that a status lists, at any level.
 fn listed_certificates(status: &Value, depth: usize) -> Vec<&Value> {
     let members = status.as_object().filter(|_| depth <= MAX_DEPTH);
     let Some(members) = members else {
@@ -285,7 +287,7 @@ mod tests {
         last
     }
 
-    /// The checks that are not as they should be.
+    /// The failing checks.
     fn failing(last: &Last) -> Vec<String> {
         let health = of(last, 1000).unwrap();
         let failing = health.checks.into_iter().filter(|check| !check.ok);
@@ -327,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_healthy_node_has_nothing_to_say() {
+    fn a_healthy_node_has_no_failing_checks() {
         assert_eq!(of(&last(Value::Null), 1000), None);
         let health = of(&last(healthy()), 1000).unwrap();
         assert_eq!(failing(&last(healthy())), [] as [String; 0]);
@@ -355,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn each_thing_that_is_wrong_is_named() {
+    fn every_problem_is_named() {
         let wrong = |pointer: &str, value: Value| {
             let mut status = healthy();
             *status.pointer_mut(pointer).unwrap() = value;
@@ -396,7 +398,11 @@ mod tests {
             ),
             ("/state/workers", json!({}), "workers: 0 serving, 0 spare"),
             ("/vault/reserve/held_bytes", json!(0), "disk: full"),
-            ("/vault/lease_left_secs", Value::Null, "lease: over"),
+            (
+                "/vault/lease_left_secs",
+                Value::Null,
+                "lease: expired: credentials are not used",
+            ),
             (
                 "/gateway/certificates/1",
                 json!({ "expires": 800, "refused": "key and chain do not fit" }),
@@ -415,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_does_not_say_itself_is_named() {
+    fn problems_that_a_node_does_not_report_itself_are_named() {
         let mut node = last(healthy());
         node.duplicate = Some(900);
         node.apart = Some("no common push protocol".into());
@@ -437,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_of_another_shape_is_passed_over() {
+    fn a_status_of_another_format_is_ignored() {
         for odd in [
             json!({}),
             json!({ "sandbox": 7, "state": [], "vault": "x", "machine": null }),

@@ -1,4 +1,4 @@
-//! Images: which is the newest of each pool, whose file is kept, and who may have it.
+//! Images: the newest of each pool, their files, and the nodes that may fetch them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,7 +33,7 @@ fn id(seen: &ImageSeen) -> StatementId {
     }
 }
 
-/// What a stored image statement says.
+/// Parses a stored image statement.
 fn read(bytes: &[u8]) -> Option<(Envelope, Image)> {
     let envelope = Envelope::parse(bytes).ok()?;
     let image = Image::read(&envelope).ok()?;
@@ -54,12 +54,12 @@ fn newest(held: &Held) -> impl Iterator<Item = (Envelope, Image, Vec<Name>)> {
 }
 
 impl Plane {
-    /// How far the upload of an image is.
+    /// Progress of the upload of an image.
     pub(crate) async fn image_upload(&self, digest: &Digest) -> Result<ImageUpload, Fault> {
         self.images.progress(digest).await
     }
 
-    /// Takes a part of an image.
+    /// Accepts a part of an image.
     pub(crate) async fn put_image(
         &self,
         digest: &Digest,
@@ -73,13 +73,14 @@ impl Plane {
         self.images.put(digest, place, body, &named).await
     }
 
-    /// An image is signed for once its file is there: nodes ask for it at once.
+    /// An image's statement is accepted only after its file was uploaded: nodes ask for the file at
+    /// once.
     pub(super) async fn must_have_image(&self, image: &Image) -> Result<(), Fault> {
         match self.images.size(&image.digest).await? {
             Some(bytes) if bytes == image.bytes => Ok(()),
             Some(bytes) => {
                 let message = format!(
-                    "the image has {bytes} bytes, the statement says {}",
+                    "the image has {bytes} bytes, the statement names {}",
                     image.bytes
                 );
                 Err(Fault::new(422, code::IMAGE_MISSING, message))

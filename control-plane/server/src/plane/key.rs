@@ -13,7 +13,8 @@ pub(crate) const IMAGE: &str = "image/";
 pub(crate) const TENANT: &str = "tenant/";
 pub(crate) const MANIFEST: &str = "manifest/";
 pub(crate) const FRESHNESS: &str = "freshness/";
-/// When and how large an object was uploaded: beside it, so that looking through them all reads no object.
+/// Time and size of an object's upload: stored beside it, so that a pass over all of them reads no
+/// object.
 pub(crate) const KEPT: &str = "kept/";
 pub(crate) const TOKEN: &str = "token/";
 pub(crate) const JOIN_TOKEN: &str = "join-token/";

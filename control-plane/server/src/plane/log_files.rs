@@ -1,6 +1,7 @@
-//! Log records on the disk: a folder for each tenant, files of lines, each named after its first record. They outlive the
-//! program, within bounds in bytes and days; what is older goes, the largest log first when all together are too much. Nothing
-//! here is acknowledged to anybody: a program that is killed loses what it was told in the last second.
+//! Log records on the disk: a folder for each tenant with files of lines, each named after its
+//! first record. They survive the program, within limits of bytes and days; older records are
+//! removed, from the largest log first when all together are too large. No record is acknowledged:
+//! a killed program loses the records of the last second.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
@@ -11,23 +12,23 @@ use std::time::{Duration, SystemTime};
 use casemate_api::log::LogRecord;
 use casemate_trust::id::TenantId;
 
-/// Bytes after which a file is followed by the next.
+/// Size at which a new file is begun, bytes.
 const FILE_BYTES: u64 = 1024 * 1024;
-/// Bytes of one tenant that wait to be written; what comes beyond is not kept on the disk.
+/// Bytes of one tenant that wait to be written; records beyond are not kept on the disk.
 const MAX_WAITING_BYTES: usize = 4 * 1024 * 1024;
-/// Of all tenants.
+/// Bytes of all tenants that wait to be written.
 const MAX_ALL_WAITING_BYTES: usize = 64 * 1024 * 1024;
-/// Longest line that is read, bytes: a record is far below that.
+/// Longest line that is read, bytes: a record is far shorter.
 const MAX_LINE_BYTES: usize = 256 * 1024;
 
-/// How much is kept.
+/// Limits on the stored logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogLimits {
-    /// Of one tenant, MiB.
+    /// Largest log of one tenant, MiB.
     pub tenant_mib: u64,
-    /// Of all tenants together, MiB.
+    /// Largest size of all logs, MiB.
     pub all_mib: u64,
-    /// Days.
+    /// Largest age, days.
     pub days: u64,
 }
 
@@ -50,7 +51,8 @@ struct Segment {
     written: SystemTime,
 }
 
-/// See the module. Owned by whoever writes.
+/// The files by tenant, owned by [`Logs`](super::logs::Logs), which writes from one task; readers
+/// are given paths.
 #[derive(Debug)]
 pub(super) struct LogFiles {
     folder: PathBuf,
@@ -63,7 +65,7 @@ pub(super) struct LogFiles {
 pub(super) struct Waiting {
     lines: BTreeMap<TenantId, Lines>,
     bytes: usize,
-    /// Records that were not taken.
+    /// Number of records that were dropped.
     pub(super) lost: u64,
 }
 
@@ -74,7 +76,7 @@ struct Lines {
 }
 
 impl Waiting {
-    /// Takes a record.
+    /// Adds a record.
     pub(super) fn push(&mut self, tenant: &TenantId, record: &LogRecord) {
         let Ok(mut line) = serde_json::to_vec(record) else {
             self.lost += 1;
@@ -98,7 +100,7 @@ impl Waiting {
 }
 
 impl LogFiles {
-    /// Opens the folder, and makes it if there is none.
+    /// Opens the folder, and creates it if it does not exist.
     pub(super) fn open(folder: &Path, limits: LogLimits) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         let mut segments = BTreeMap::new();
@@ -137,7 +139,7 @@ impl LogFiles {
             .collect()
     }
 
-    /// The newest records of a tenant, oldest first, from so many bytes of files.
+    /// The newest records of a tenant, oldest first, from the given number of bytes of files.
     pub(super) fn newest(&self, tenant: &TenantId, bytes: u64) -> Vec<LogRecord> {
         let segments = self.segments.get(tenant).into_iter().flatten().rev();
         let mut used = 0;
@@ -153,7 +155,7 @@ impl LogFiles {
         paths.iter().flat_map(|path| read(path)).collect()
     }
 
-    /// Writes what waits and removes what is too much or too old.
+    /// Writes the waiting lines and removes files that are too many or too old.
     pub(super) fn write(&mut self, waiting: Waiting, now: SystemTime) -> io::Result<()> {
         let mut written = Ok(());
         for (tenant, lines) in waiting.lines {
@@ -173,7 +175,7 @@ impl LogFiles {
         let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
         let before = file.metadata()?.len();
         if let Err(error) = file.write_all(&lines.text) {
-            // Half a line would be read as none, and the next one with it.
+            // Half a line would make the next line unreadable too.
             file.set_len(before)?;
             return Err(error);
         }
@@ -268,10 +270,11 @@ fn list(folder: &Path) -> io::Result<VecDeque<Segment>> {
     Ok(found.into())
 }
 
-/// The records of a file. A line that makes no sense, such as one that a crash cut off, is passed over.
+/// The records of a file. A line that cannot be parsed, such as one that a crash truncated, is
+/// skipped.
 pub(super) fn read(path: &Path) -> Vec<LogRecord> {
     let Ok(file) = File::open(path) else {
-        // It was removed since it was listed.
+        // The file was removed since it was listed.
         return Vec::new();
     };
     let lines = BufReader::new(file).split(b'\n');
@@ -361,7 +364,7 @@ mod tests {
         let sum: u64 = (1..4).map(|of| files.bytes_of(&tenant(of))).sum();
         assert!(sum <= mib(5), "{sum}");
         assert_eq!((seqs(&files, 2).len(), seqs(&files, 3).len()), (12, 12));
-        // What nobody has written to for two days goes, with its folder.
+        // A log without new records for two days is removed, with its folder.
         files
             .write(Waiting::default(), NOON + 2 * DAY + DAY / 2)
             .unwrap();
@@ -371,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_bounded() {
+    fn waiting_records_are_limited() {
         let waiting = waiting(tenant(1), 0..10, MAX_WAITING_BYTES / 4);
         assert_eq!(waiting.lost, 7);
         assert!(waiting.bytes <= MAX_WAITING_BYTES);

@@ -1,73 +1,39 @@
-//! Who reads the log records of a tenant: what is in memory of them, and before that what is in files.
+//! Readers of a tenant's log records: first the records in files, then those in memory.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
 use casemate_api::log::{LogQuery, LogRecord};
 use casemate_trust::id::TenantId;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use super::logs::size;
 use super::{Plane, log_files};
 
-/// Records that are handed on at a time, and about how many bytes of them: who takes none of them has them in memory.
+/// Records that are sent at a time: a reader that does not take them has them in memory.
 const BATCH: usize = 256;
 const BATCH_BYTES: usize = 64 * 1024;
-/// Of a file, about so many bytes of records that are wanted are held for a reader; for more it is read again.
+/// About so many bytes of wanted records of a file are held for a reader; for more the file is read
+/// again.
 const MAX_FOUND_BYTES: usize = 1024 * 1024;
-/// Files that are read at a time, by all readers together; by those of one log, one.
-const MAX_READING: usize = 4;
 
-/// A reader's place in a log.
+/// A reader's position in a log.
 #[derive(Debug)]
 pub(crate) struct Following {
     tenant: TenantId,
     query: LogQuery,
-    /// Files of what is no longer in memory, which are read first.
+    /// Files of records that are no longer in memory; they are read first.
     files: VecDeque<PathBuf>,
     /// Records of the file that was read last.
     found: VecDeque<Arc<LogRecord>>,
-    /// The first record that is not looked for in files.
+    /// The first record that need not be looked for in files.
     in_memory_from: u64,
     seen: u64,
     newest: watch::Receiver<u64>,
 }
 
-/// Whose turn it is to read files.
-#[derive(Debug)]
-pub(super) struct Turns {
-    all: Semaphore,
-    of_tenants: Mutex<HashMap<TenantId, Weak<Semaphore>>>,
-}
-
-impl Default for Turns {
-    fn default() -> Self {
-        Self {
-            all: Semaphore::new(MAX_READING),
-            of_tenants: Mutex::default(),
-        }
-    }
-}
-
-impl Turns {
-    /// One permit for all readers of a log: however many there are, those of another log wait for one file of it.
-    fn of(&self, tenant: TenantId) -> Arc<Semaphore> {
-        let turns = &mut *self
-            .of_tenants
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(turn) = turns.get(&tenant).and_then(Weak::upgrade) {
-            return turn;
-        }
-        turns.retain(|_, turn| turn.strong_count() > 0);
-        let turn = Arc::new(Semaphore::new(1));
-        turns.insert(tenant, Arc::downgrade(&turn));
-        turn
-    }
-}
-
-/// How many of these records are handed on at a time.
+/// How many of these records are sent at a time.
 fn batch(found: &VecDeque<Arc<LogRecord>>) -> usize {
     let mut bytes = 0;
     let fit = found.iter().take(BATCH).take_while(|record| {
@@ -78,7 +44,7 @@ fn batch(found: &VecDeque<Arc<LogRecord>>) -> usize {
     fit.count()
 }
 
-/// The first of the records that are wanted, and whether these are all.
+/// The first of the wanted records, and whether these are all.
 fn found(
     records: Vec<LogRecord>,
     is_wanted: impl Fn(&LogRecord) -> bool,
@@ -95,7 +61,7 @@ fn found(
 }
 
 impl Plane {
-    /// A place in a tenant's log.
+    /// A position in a tenant's log.
     pub(crate) fn follow(&self, tenant: TenantId, query: LogQuery) -> Following {
         let (newest, in_memory_from) = {
             let mut rings = self.logs.lock();
@@ -105,7 +71,7 @@ impl Plane {
             let next = *newest.borrow() + 1;
             (newest, first.unwrap_or(next))
         };
-        // A number that was never given is of a log that is lost: everything is news then.
+        // A number that was never assigned belongs to a lost log: then every record is new.
         let is_known = |since: &u64| *since < in_memory_from || *since <= *newest.borrow();
         let seen = query.since.filter(is_known).unwrap_or(0);
         let files = if query.is_search() && seen + 1 < in_memory_from {
@@ -143,7 +109,7 @@ impl Plane {
         }
     }
 
-    /// Reads files until one of them holds something that is wanted.
+    /// Reads files until one of them holds a wanted record.
     async fn read_files(&self, following: &mut Following) {
         let turn = self.logs.turns.of(following.tenant);
         while following.found.is_empty()
@@ -202,6 +168,7 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
+    use super::super::log_turns::MAX_READING;
     use super::super::logs::tests::entry;
     use super::*;
 
@@ -220,7 +187,7 @@ mod tests {
                 rings.of(id).newest.send_replace(1_000_000);
                 records
             };
-            let mut waiting = plane.logs.waiting.lock().unwrap();
+            let mut waiting = plane.logs.waiting.lock();
             for record in &of_tenant {
                 waiting.push(&id, record);
             }
@@ -238,7 +205,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_found_in_files_is_handed_on_whole_and_held_in_parts() {
+    async fn records_in_files_are_sent_completely_and_held_in_parts() {
         let folder = tempfile::tempdir().unwrap();
         let records = 3 * MAX_FOUND_BYTES / 1000;
         let plane = plane_with_files(folder.path(), &[1], records).await;
@@ -259,10 +226,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_searches_a_log_without_end_keeps_nobody_from_another_log() {
+    async fn an_endless_search_of_one_log_does_not_block_another_log() {
         let folder = tempfile::tempdir().unwrap();
         let plane = plane_with_files(folder.path(), &[1, 2], 3).await;
-        // A file that is read for ever: a pipe to which nobody writes.
+        // A file whose reading never ends: a pipe without a writer.
         let greedy = plane.logs.files_before(&TenantId([1; 32]), u64::MAX);
         std::fs::remove_file(&greedy[0]).unwrap();
         let made = std::process::Command::new("mkfifo")

@@ -1,8 +1,9 @@
-//! The log records of each tenant: the newest in memory, for those who follow; more of them on the disk (`log_files`).
+//! The log records of each tenant: the newest are in memory, for followers; more of them are on the
+//! disk (`log_files`).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use casemate_api::limits::{LOG_BYTES_PER_TENANT, LOG_RECORDS_PER_TENANT};
@@ -10,15 +11,17 @@ use casemate_api::log::LogRecord;
 use casemate_push::LogEntry;
 use casemate_trust::id::TenantId;
 use casemate_trust::name::Name;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Plane;
 use super::held::Held;
 use super::log_files::{LogFiles, LogLimits, Waiting};
-use super::log_readers::Turns;
+use super::log_turns::Turns;
 
-/// Largest sum of all tenants' kept records, bytes: what thirty-two noisy tenants keep of their own.
+/// Largest sum of all tenants' records in memory, bytes: the records of thirty-two tenants with
+/// full logs.
 const MAX_BYTES: usize = 32 * LOG_BYTES_PER_TENANT;
 
 #[derive(Debug)]
@@ -28,17 +31,18 @@ pub(super) struct Ring {
     pub(super) newest: watch::Sender<u64>,
 }
 
-/// Between two writes to the disk: what is lost with a program that is killed.
+/// Interval between two writes to the disk: a killed program loses the records since the last one.
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
-/// What numbers go up by at a start: more than the records that a killed program had shown and not written, so that whoever
-/// goes on behind the last one that was seen misses none.
+/// Increment of the numbers at each start: more than the records that a killed program had shown
+/// and not written, so that a follower that continues after its last record misses none.
 const NUMBERS_BETWEEN_STARTS: u64 = 1_000_000;
-/// See the module.
+/// The logs of all tenants, owned by the plane: nodes' connections add records, one task writes
+/// them to the disk, readers follow them (`log_readers`).
 #[derive(Debug)]
 pub(crate) struct Logs {
     rings: Mutex<Rings>,
     pub(super) waiting: Mutex<Waiting>,
-    /// `None` if the folder cannot be used: the newest records are in memory all the same.
+    /// `None` if the folder cannot be used: the newest records are in memory nevertheless.
     files: Mutex<Option<LogFiles>>,
     pub(super) turns: Turns,
 }
@@ -46,7 +50,7 @@ pub(crate) struct Logs {
 #[derive(Debug, Default)]
 pub(super) struct Rings {
     pub(super) by_tenant: BTreeMap<TenantId, Ring>,
-    /// Of all of them.
+    /// Bytes of all of them.
     bytes: usize,
 }
 
@@ -74,15 +78,14 @@ impl Logs {
         }
     }
 
-    /// Writes what waits.
+    /// Writes the waiting records.
     pub(super) fn write(&self) {
-        let waiting =
-            std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        let waiting = std::mem::take(&mut *self.waiting.lock());
         if waiting.lost > 0 {
             let lost = waiting.lost;
             tracing::warn!(lost, "log records are not kept on the disk: too many wait");
         }
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut files = self.files.lock();
         if let Some(files) = &mut *files
             && let Err(error) = files.write(waiting, SystemTime::now())
         {
@@ -91,13 +94,13 @@ impl Logs {
     }
 
     pub(super) fn files_before(&self, tenant: &TenantId, seq: u64) -> VecDeque<PathBuf> {
-        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = self.files.lock();
         let files = files.as_ref().map(|files| files.before(tenant, seq));
         files.unwrap_or_default()
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Rings> {
-        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rings.lock()
     }
 }
 
@@ -106,7 +109,7 @@ impl Rings {
         self.by_tenant.entry(tenant).or_insert_with(Ring::new)
     }
 
-    /// Takes what an earlier program has written.
+    /// Adds the records that an earlier program has written.
     fn load(&mut self, tenant: &TenantId, records: Vec<LogRecord>) {
         let ring = self.of(*tenant);
         let before = ring.bytes;
@@ -122,7 +125,8 @@ impl Rings {
         self.bound();
     }
 
-    /// Keeps a record. When all of them are too much, whoever has most loses the older half: a flood costs its own tenant.
+    /// Adds a record. If all records are too many, the tenant with the most loses its older half: a
+    /// flood costs its own tenant.
     pub(super) fn push(&mut self, node: &Name, entry: LogEntry) -> Arc<LogRecord> {
         let ring = self.of(entry.tenant);
         let before = ring.bytes;
@@ -173,7 +177,7 @@ impl Ring {
         record
     }
 
-    /// Drops the oldest.
+    /// Drops the oldest records.
     fn shorten(&mut self, records: usize, bytes: usize) {
         while (self.records.len() > records || self.bytes > bytes)
             && let Some(oldest) = self.records.pop_front()
@@ -191,7 +195,8 @@ pub(super) fn size(record: &LogRecord) -> usize {
         + optional(&record.failure)
 }
 
-/// Whether a record of a node in this pool is about a function that runs there: a node speaks for no other.
+/// Whether a record of a node in this pool is about a function that runs there: a node may report
+/// on no other.
 pub(super) fn speaks_of_its_own(held: &Held, pool: &Name, entry: &LogEntry) -> bool {
     let pools = || {
         let judge = held.judge.as_ref()?;
@@ -202,7 +207,7 @@ pub(super) fn speaks_of_its_own(held: &Held, pool: &Name, entry: &LogEntry) -> b
 }
 
 impl Plane {
-    /// Keeps a node's records, of those functions that run in its pool.
+    /// Keeps a node's records about functions that run in its pool.
     pub(crate) fn log(&self, node: &Name, pool: &Name, entries: Vec<LogEntry>) {
         let held = self.held();
         let mut rings = self.logs.lock();
@@ -213,24 +218,21 @@ impl Plane {
             }
         }
         drop(rings);
-        let waiting = &mut *self
-            .logs
-            .waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let waiting = &mut *self.logs.waiting.lock();
         for (tenant, record) in kept {
             waiting.push(&tenant, &record);
         }
     }
 
-    /// Writes log records to the disk until `stopping`, and what is left then.
+    /// Writes log records to the disk until `stopping`, and the rest then.
     pub(crate) async fn write_logs(self: Arc<Self>, stopping: CancellationToken) {
         loop {
             let is_last = tokio::select! {
                 () = tokio::time::sleep(WRITE_INTERVAL) => false,
                 () = stopping.cancelled() => true,
             };
-            // On a full disk the room is the operator's; what waits is bounded and written when there is some again.
+            // On a full disk the space is reserved for the operator; the waiting records are
+            // limited, and written later.
             if self.reserve().await.is_ok() {
                 let plane = Arc::clone(&self);
                 let written = tokio::task::spawn_blocking(move || plane.logs.write());

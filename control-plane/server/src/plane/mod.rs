@@ -1,21 +1,30 @@
-//! The control plane's state and every change to it. One change at a time: it is judged, written together with its audit
-//! record, and only then shown to anybody.
+//! The control plane's state and every change to it. Changes are made one at a time: a change is
+//! judged, written together with its audit record, and only then visible.
 
+mod admission;
 mod catalog;
 pub(crate) mod collect;
 mod freshness;
 mod health;
 mod held;
 mod image;
+mod index;
+mod joins;
 mod key;
+mod last;
+mod load;
 mod log_files;
 mod log_readers;
+mod log_turns;
 mod logs;
 mod nodes;
+mod objects;
 mod presence;
 mod rates;
 mod readmit;
 mod refusals;
+mod rows;
+mod statement_ids;
 mod statements;
 mod stopped;
 mod storage;
@@ -27,7 +36,6 @@ mod views;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use casemate_api::audit::{AuditPage, AuditRecord};
@@ -41,6 +49,7 @@ use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::judge::{self, Judge};
 use casemate_trust::name::Name;
+use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::sync::{Mutex, MutexGuard, watch};
 
 use crate::bundles::Bundles;
@@ -51,35 +60,36 @@ use crate::reserve::Reserve;
 use catalog::NodeCatalog;
 use collect::Due;
 use held::Held;
+pub(crate) use joins::Joining;
 pub use log_files::LogLimits;
 pub(crate) use log_readers::Following;
 pub(crate) use logs::Logs;
-pub(crate) use nodes::{Joining, Unwelcome};
+pub(crate) use nodes::Unwelcome;
 use presence::Presence;
 pub(crate) use presence::Visit;
 use rates::Rates;
 use refusals::Refusals;
 use storage::Ledger;
-pub(crate) use survey::survey;
+pub(crate) use survey::{Survey, survey};
 
 /// Longest text of a subject in an audit record, characters.
 const MAX_SUBJECT_CHARS: usize = 300;
 
-/// Who does something.
+/// The author of an action.
 #[derive(Debug, Clone)]
 pub(crate) enum Actor {
-    /// Whoever holds a token.
+    /// The holder of a token.
     Token {
         /// Its id.
         id: String,
         /// Its label.
         label: String,
-        /// What it may do.
+        /// The token's scope.
         scope: Scope,
     },
-    /// A node, or one that wants to be.
+    /// A node, or a client that wants to join as one.
     Node(Name),
-    /// Whoever shows no token and no key that is known, by address if there is one.
+    /// A client without a token or a known key, by its address if there is one.
     Stranger(Option<IpAddr>),
     /// The program itself.
     Program,
@@ -97,7 +107,7 @@ impl fmt::Display for Actor {
     }
 }
 
-/// What lies beside the store.
+/// The folders beside the store.
 #[derive(Debug)]
 pub(crate) struct Folders {
     pub(crate) bundles: Bundles,
@@ -106,7 +116,9 @@ pub(crate) struct Folders {
     pub(crate) reserve: Reserve,
 }
 
-/// See the module.
+/// The control plane's state. One for the program, shared by both listeners, the backup and the
+/// removal of what is not listed any more. Reads take the lock of the state; each change goes
+/// through `begin`, the commit of its [`Writing`], and then `change`.
 #[derive(Debug)]
 pub(crate) struct Plane {
     store: Redb,
@@ -119,9 +131,10 @@ pub(crate) struct Plane {
     quic_address: String,
     held: RwLock<Held>,
     writing: Mutex<()>,
-    /// Backups read, removals write: what a backup is about to copy is not removed.
+    /// Backups take it for reading, removals for writing: a bundle that a backup is about to copy
+    /// is not removed.
     keeping: tokio::sync::RwLock<()>,
-    /// Counts up with each change that a connection may have to tell its node.
+    /// Incremented with each change that a connection may have to send to its node.
     changes: watch::Sender<u64>,
     logs: Logs,
     presence: Presence,
@@ -130,7 +143,7 @@ pub(crate) struct Plane {
 }
 
 impl Plane {
-    /// Reads the store.
+    /// Reads the state from the store.
     pub(crate) async fn open(
         store: Redb,
         folders: Folders,
@@ -146,9 +159,9 @@ impl Plane {
         } = folders;
         let ledger = Ledger::load(&store, &bundles, tenant_limit_bytes).await?;
         let held = Held::load(&store).await?;
-        let seen = held::rows(&store, key::SEEN).await?;
+        let seen = rows::rows(&store, key::SEEN).await?;
         let presence =
-            Presence::new(seen.map(|(_, last): (_, presence::Last)| (last.node.clone(), last)));
+            Presence::new(seen.map(|(_, last): (_, last::Last)| (last.node.clone(), last)));
         Ok(Self {
             store,
             bundles,
@@ -169,7 +182,7 @@ impl Plane {
         })
     }
 
-    /// Keeps room on the disk for the operator: whoever else writes does this first.
+    /// Reserves space on the disk for the operator: every other writer does this first.
     pub(crate) async fn reserve(&self) -> Result<(), Fault> {
         self.reserve.hold().await
     }
@@ -179,18 +192,18 @@ impl Plane {
         &self.bundles
     }
 
-    /// Whether the store answers.
+    /// Checks whether the store answers.
     pub(crate) async fn health(&self) -> Result<(), Fault> {
         self.store.get(key::ONLINE).await?;
         Ok(())
     }
 
-    /// Told of each change.
+    /// A receiver of the change counter.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// A look at the state as one node may see it.
+    /// Calls `look` with the statements that one node may see.
     pub(crate) fn with_catalog<T>(
         &self,
         node: &Name,
@@ -205,7 +218,7 @@ impl Plane {
         })
     }
 
-    /// What a member said in its hello.
+    /// Records a member's hello.
     pub(crate) fn hello(&self, node: &Name, hello: &casemate_push::Hello) {
         let held = self.held();
         let judge = held.judge.as_ref();
@@ -213,17 +226,18 @@ impl Plane {
         self.presence.hello(node, hello, is_tenant);
     }
 
-    /// A node has connected whose versions of the protocol are all newer or all older than ours, and why it is not served.
+    /// Records a node whose protocol versions are all newer or all older than this program's, and
+    /// why it is not served.
     pub(crate) fn apart(&self, node: &Name, software: &str, why: &str) {
         self.presence.apart(node, software, why);
     }
 
-    /// Up to where a node was sent everything.
+    /// Records up to which revision a node was sent everything.
     pub(crate) fn synced(&self, node: &Name, revision: Option<u64>) {
         self.presence.synced(node, revision);
     }
 
-    /// A node has accepted a statement.
+    /// Records that a node has accepted a statement.
     pub(crate) fn acked(&self, node: &Name, id: &casemate_push::StatementId) {
         let held = self.held();
         let sent = held.index.get(id);
@@ -233,13 +247,13 @@ impl Plane {
         self.presence.acked(node, id, digest);
     }
 
-    /// A node has every bundle that a tenant's manifest wants of it.
+    /// Records that a node has every bundle that a tenant's manifest wants of it.
     pub(crate) fn stored(&self, node: &Name, tenant: &TenantId, version: u64) {
         self.presence.stored(node, tenant, version);
     }
 
-    /// A node has taken a manifest and does not keep or run what that wants. Said anew on each connection; the first time
-    /// leaves an audit record.
+    /// Records that a node has accepted a manifest and does not store or run what it wants. A node
+    /// reports this on each connection; the first report leaves an audit record.
     pub(crate) async fn not_stored(&self, node: &Name, not_stored: casemate_push::NotStored) {
         let casemate_push::NotStored {
             tenant,
@@ -251,7 +265,7 @@ impl Plane {
         tracing::warn!(%node, what = %id, code, message, "a node does not run a manifest that it has accepted");
         let subject = id.to_string();
         let is_new = self.presence.nacked(node, id, code.clone(), message);
-        // The manifest that brought what cannot be loaded has left the record.
+        // The manifest that brought the release that cannot be loaded has left the record.
         if is_new && code != casemate_push::LOAD_FAILED_EARLIER {
             let actor = Actor::Node(node.clone());
             self.refused(&actor, "node.not_stored", subject, &code)
@@ -259,7 +273,7 @@ impl Plane {
         }
     }
 
-    /// A node has refused a statement.
+    /// Records that a node has refused a statement.
     pub(crate) async fn nacked(
         &self,
         node: &Name,
@@ -272,7 +286,7 @@ impl Plane {
         self.presence.nacked(node, id, code, message);
     }
 
-    /// What a node says of itself.
+    /// Records a node's status.
     pub(crate) fn status(&self, node: &Name, json: &str) {
         self.presence.status(node, json);
     }
@@ -283,18 +297,18 @@ impl Plane {
         tenant: &TenantId,
         digest: &Digest,
     ) -> Result<Option<casemate_push::StoredObject>, Fault> {
-        Ok(held::object(&self.store, tenant, digest).await?)
+        Ok(objects::object(&self.store, tenant, digest).await?)
     }
 
     fn held(&self) -> RwLockReadGuard<'_, Held> {
-        self.held.read().unwrap_or_else(PoisonError::into_inner)
+        self.held.read()
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Held) -> T) -> T {
-        change(&mut self.held.write().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.held.write())
     }
 
-    /// Begins a change: there is one at a time.
+    /// Begins a change; only one runs at a time.
     async fn begin(&self) -> Writing<'_> {
         Writing {
             plane: self,
@@ -302,7 +316,7 @@ impl Plane {
         }
     }
 
-    /// Wakes every connection.
+    /// Wakes all connections.
     fn announce(&self) {
         self.changes.send_modify(|count| *count += 1);
     }
@@ -332,15 +346,16 @@ impl Plane {
     }
 }
 
-/// A change under way; no other is.
+/// A change in progress; there is no other one.
 struct Writing<'a> {
     plane: &'a Plane,
     _guard: MutexGuard<'a, ()>,
 }
 
 impl Writing<'_> {
-    /// Writes a change with its audit record; its revision. If that fails, nothing has changed, neither on the disk nor in
-    /// memory. On a full disk the operator's changes find room all the same.
+    /// Writes a change with its audit record; returns its revision. If that fails, nothing has
+    /// changed, neither on the disk nor in memory. On a full disk the operator's changes use the
+    /// reserved space.
     async fn commit(
         &self,
         actor: &Actor,
@@ -376,7 +391,8 @@ impl Writing<'_> {
         Ok(revision)
     }
 
-    /// Writes what a decided statement changes, and only then has the judge apply it; its revision.
+    /// Writes the effects of a decided statement, and only then has the judge apply it; returns its
+    /// revision.
     async fn accept(
         &self,
         decided: Decided,
@@ -388,7 +404,11 @@ impl Writing<'_> {
             change,
             mut founder,
         } = decided;
-        let dropped: Vec<_> = change.rows().iter().filter_map(held::dropped).collect();
+        let dropped: Vec<_> = change
+            .rows()
+            .iter()
+            .filter_map(statement_ids::dropped)
+            .collect();
         let mut rows = vec![Change::put(key::statement(&id), envelope.to_bytes())];
         rows.extend(dropped.iter().map(|id| Change::delete(key::statement(id))));
         let write = async {
@@ -410,16 +430,16 @@ impl Writing<'_> {
         Ok(revision)
     }
 
-    /// Wakes every connection.
+    /// Wakes all connections.
     fn announce(&self) {
         self.plane.announce();
     }
 }
 
-/// A statement that was decided and is not written yet.
+/// A statement that was decided and is not yet written.
 struct Decided {
     change: judge::Change,
-    /// The judge that the first root makes.
+    /// The judge that the first root creates.
     founder: Option<Judge>,
 }
 

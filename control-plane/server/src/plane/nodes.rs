@@ -1,22 +1,20 @@
-//! Nodes: tokens registered, joins relayed, admission, grants, being thrown out.
+//! Nodes: admission, grants, connections, being thrown out.
 
 use std::net::IpAddr;
 
 use casemate_api::error::code;
-use casemate_api::limits::{MAX_GRANTS, MAX_JOIN_TOKENS, MAX_JOINS, MAX_NODES};
-use casemate_api::node::{Admission, JoinList, JoinView, NewGrants, NodeView};
+use casemate_api::limits::{MAX_GRANTS, MAX_NODES};
+use casemate_api::node::{Admission, NewGrants, NodeView};
 use casemate_control_store::{Change, Compare};
 use casemate_push::{Member, StatementId};
-use casemate_trust::dsse::Envelope;
 use casemate_trust::id::{Digest, TenantId};
-use casemate_trust::join::{Grant, JoinError, JoinRequest, TokenRecord};
+use casemate_trust::join::{JoinError, JoinRequest, TokenRecord};
 use casemate_trust::judge::Judge;
 use casemate_trust::key::PublicKey;
-use casemate_trust::late::Late;
 use casemate_trust::name::Name;
-use casemate_trust::statement::Statement as _;
 
-use super::held::{Held, JoinRow, NodeRow};
+use super::admission::{check_grants, must_be_new, node_exists, token_used};
+use super::rows::{JoinRow, NodeRow};
 use super::{Actor, Plane, Visit, Writing, json, key, now};
 use crate::fault::Fault;
 
@@ -26,185 +24,13 @@ const DUPLICATE: &str = "duplicate_identity";
 /// Why a member is not served.
 #[derive(Debug)]
 pub(crate) enum Unwelcome {
-    /// It was thrown out just now.
+    /// The member was revoked just now.
     Revoked,
     /// Another machine with its key is connected.
     Duplicate,
 }
 
-/// What becomes of a join request.
-#[derive(Debug)]
-pub(crate) enum Joining {
-    /// It waits for the operator.
-    Pending,
-    /// It will not be relayed.
-    Refused(Fault),
-}
-
 impl Plane {
-    /// Registers the public part of a join token.
-    pub(crate) async fn register_join_token(
-        &self,
-        actor: &Actor,
-        mut record: TokenRecord,
-    ) -> Result<(), Fault> {
-        record.used_by = None;
-        let writing = self.begin().await;
-        {
-            let held = self.held();
-            let judge = held.judge.as_ref().ok_or_else(Fault::no_fleet)?;
-            if judge.newest_pool(&record.pool).is_none() {
-                return Err(Fault::new(
-                    422,
-                    code::POOL_UNKNOWN,
-                    format!("there is no pool {}", record.pool),
-                ));
-            }
-            let (expires, clock) = (record.expires, now());
-            if expires <= clock {
-                let error = JoinError::Expired(Late { expires, clock });
-                return Err(Fault::new(422, code::TOKEN_EXPIRED, error.to_string()));
-            }
-            if held.nodes.contains_key(&record.node) {
-                return Err(node_exists(&record.node));
-            }
-            match held.join_tokens.get(&record.key) {
-                Some(known) if known.used_by.is_some() => return Err(token_used()),
-                Some(_) => return Ok(()),
-                None if held.join_tokens.len() >= MAX_JOIN_TOKENS => {
-                    return Err(Fault::too_many("join tokens", MAX_JOIN_TOKENS));
-                }
-                None => {}
-            }
-        }
-        let changes = vec![Change::put(key::join_token(&record.key), json(&record))];
-        let subject = format!("{} in {}", record.node, record.pool);
-        writing
-            .commit(actor, "join-token.register", subject, vec![], changes)
-            .await?;
-        self.change(|held| held.join_tokens.insert(record.key, record));
-        Ok(())
-    }
-
-    /// Takes a join request from a node whose TLS key is `from`, at `address`.
-    pub(crate) async fn join(&self, from: &PublicKey, address: IpAddr, bytes: &[u8]) -> Joining {
-        let joined = match read_join(bytes) {
-            Ok((envelope, request)) => self
-                .try_join(from, envelope, &request)
-                .await
-                .map_err(|fault| fault.about(format_args!("{}, key {from}", request.node))),
-            Err(fault) => Err(fault.about(format_args!("key {from}"))),
-        };
-        let Err(fault) = joined else {
-            return Joining::Pending;
-        };
-        let about = fault.about.as_deref().unwrap_or_default();
-        let stranger = Actor::Stranger(Some(address));
-        self.refused(&stranger, "join.refused", about, fault.code())
-            .await;
-        Joining::Refused(fault)
-    }
-
-    async fn try_join(
-        &self,
-        from: &PublicKey,
-        envelope: Envelope,
-        request: &JoinRequest,
-    ) -> Result<(), Fault> {
-        if request.node_key != *from {
-            return Err(Fault::new(
-                422,
-                "join_identity",
-                "the request names another key than the connection's",
-            ));
-        }
-        // What a stranger sends is checked against the registered tokens before it costs a write.
-        let record = self.token_of(&envelope, request)?;
-        self.reserve().await?;
-        let writing = self.begin().await;
-        let digest = envelope.payload_digest();
-        let replaced = {
-            let held = self.held();
-            must_be_new(&held, request)?;
-            if held.joins.contains_key(&digest) {
-                return Ok(());
-            }
-            let same_token = held
-                .joins
-                .iter()
-                .find(|(_, row)| row.token == record.key)
-                .map(|(digest, _)| *digest);
-            if same_token.is_none() && held.joins.len() >= MAX_JOINS {
-                return Err(Fault::too_many("join requests", MAX_JOINS));
-            }
-            same_token
-        };
-        let row = JoinRow {
-            envelope,
-            token: record.key,
-            first_seen: now(),
-        };
-        let mut changes = vec![Change::put(key::join(&digest), json(&row))];
-        changes.extend(replaced.map(|digest| Change::delete(key::join(&digest))));
-        let actor = Actor::Node(request.node.clone());
-        writing
-            .commit(&actor, "join.request", digest, vec![], changes)
-            .await?;
-        self.change(|held| {
-            replaced.map(|digest| held.joins.remove(&digest));
-            held.joins.insert(digest, row);
-        });
-        Ok(())
-    }
-
-    /// The registered token that a request was made with.
-    fn token_of(&self, envelope: &Envelope, request: &JoinRequest) -> Result<TokenRecord, Fault> {
-        let held = self.held();
-        if held.judge.as_ref().map(Judge::fleet) != Some(request.fleet) {
-            return Err(Fault::new(
-                422,
-                "fleet_other",
-                "the request is for another fleet",
-            ));
-        }
-        let of_name = held
-            .join_tokens
-            .values()
-            .filter(|record| record.node == request.node);
-        let mut refused = Fault::new(
-            422,
-            code::TOKEN_UNKNOWN,
-            "no registered join token signed this request",
-        );
-        for record in of_name {
-            match JoinRequest::check(envelope, record, now()) {
-                Ok(_) if record.used_by.is_some_and(|node| node != request.node_key) => {
-                    return Err(token_used());
-                }
-                Ok(_) => return Ok(record.clone()),
-                Err(error @ JoinError::Expired(_)) => {
-                    refused = Fault::new(422, code::TOKEN_EXPIRED, error.to_string());
-                }
-                Err(_) => {}
-            }
-        }
-        Err(refused)
-    }
-
-    /// The requests that wait.
-    pub(crate) fn joins(&self) -> JoinList {
-        let held = self.held();
-        let mut joins: Vec<_> = held
-            .joins
-            .iter()
-            .filter_map(|(digest, row)| view(digest, row))
-            .collect();
-        joins.sort_by(|one, other| {
-            (one.first_seen, &one.node).cmp(&(other.first_seen, &other.node))
-        });
-        JoinList { joins }
-    }
-
     /// Admits a node.
     pub(crate) async fn admit(
         &self,
@@ -258,7 +84,8 @@ impl Plane {
         let held = self.held();
         let row = match held.joins.get(&admission.request) {
             Some(row) => row.clone(),
-            // A second admission of the same node says what is so, not that there is no request.
+            // A second admission of the same node reports that it is admitted, not that there is no
+            // request.
             None if held.nodes.contains_key(&admission.name) => {
                 return Err(node_exists(&admission.name));
             }
@@ -335,14 +162,14 @@ impl Plane {
         self.node(name)
     }
 
-    /// Throws a node out: its row, its grants and its connection go.
+    /// Revokes a node: its row, its grants and its connection are removed.
     pub(crate) async fn revoke(&self, actor: &Actor, name: &Name) -> Result<(), Fault> {
         let writing = self.begin().await;
         self.remove(&writing, actor, name).await
     }
 
-    /// Throws out the nodes that the root's list names. A crash after the list was written leaves some of them; they count
-    /// as members nowhere, and the next start takes them out.
+    /// Removes the nodes that the root's list names. After a crash behind the write of the list
+    /// some of them remain; they do not count as members anywhere, and the next start removes them.
     pub(super) async fn remove_revoked(
         &self,
         writing: &Writing<'_>,
@@ -362,7 +189,7 @@ impl Plane {
         Ok(())
     }
 
-    /// The same for a program that starts.
+    /// Like `remove_revoked`, at the start of the program.
     pub(crate) async fn remove_revoked_before(&self) -> Result<(), Fault> {
         let writing = self.begin().await;
         self.remove_revoked(&writing, &Actor::Program).await
@@ -388,7 +215,8 @@ impl Plane {
             Change::delete(key::node(name)),
             Change::delete(key::seen(name)),
         ];
-        // A node whose grants do not fit into one commit loses the rest right after; without its row they mean nothing.
+        // A node whose grants do not fit into one commit loses the rest right afterwards; without
+        // its row they mean nothing.
         let (first, rest) = epochs.split_at(epochs.len().min(MAX_GRANTS));
         changes.extend(
             first
@@ -431,9 +259,10 @@ impl Plane {
         })
     }
 
-    /// A member's connection has begun, or has to end at once.
+    /// Registers a member's connection, or returns why it has to end at once.
     pub(crate) fn arrive(&self, member: &Member) -> Result<Visit, Unwelcome> {
-        // Under the state's lock, so that a revocation either is seen here or finds the visit.
+        // The state's lock is held, so that a revocation is either seen here or finds the
+        // registered connection.
         let held = self.held();
         let is_member = held
             .nodes
@@ -447,12 +276,12 @@ impl Plane {
             .ok_or(Unwelcome::Duplicate)
     }
 
-    /// Whether a member's connection that was replaced is to be watched for signs of life.
+    /// Whether a member's replaced connection is to be watched for signs of life.
     pub(crate) fn begin_watch(&self, node: &Name) -> bool {
         self.presence.begin_watch(node)
     }
 
-    /// The end of that; `was_alive` has the address that the sign came from.
+    /// Ends the watch; `was_alive` is the address that a sign of life came from.
     pub(crate) async fn end_watch(&self, node: &Name, was_alive: Option<IpAddr>) {
         let is_certain = self.presence.end_watch(node, was_alive.is_some());
         if let Some(address) = was_alive.filter(|_| is_certain) {
@@ -464,7 +293,7 @@ impl Plane {
         }
     }
 
-    /// A member's connection has ended.
+    /// Registers the end of a member's connection.
     pub(crate) async fn depart(&self, visit: &Visit) {
         let Some(last) = self.presence.depart(visit) else {
             return;
@@ -475,7 +304,7 @@ impl Plane {
             if let Err(error) =
                 casemate_control_store::Store::commit(&self.store, vec![], changes).await
             {
-                tracing::warn!(node = %visit.node, %error, "a node's last words could not be written down");
+                tracing::warn!(node = %visit.node, %error, "a node's last report could not be written");
             }
         }
     }
@@ -502,84 +331,4 @@ impl Plane {
         });
         owner.map(|(id, _)| id)
     }
-}
-
-fn read_join(bytes: &[u8]) -> Result<(Envelope, JoinRequest), Fault> {
-    let no_request = |message: String| {
-        let message = format!("this is no join request: {message}");
-        Fault::new(422, "join_format", message)
-    };
-    let envelope = Envelope::parse(bytes).map_err(|error| no_request(error.to_string()))?;
-    let request = JoinRequest::read(&envelope).map_err(no_request)?;
-    Ok((envelope, request))
-}
-
-fn view(digest: &Digest, row: &JoinRow) -> Option<JoinView> {
-    let request = JoinRequest::read(&row.envelope).ok()?;
-    Some(JoinView {
-        request: *digest,
-        node: request.node,
-        pool: request.pool,
-        node_key: request.node_key,
-        envelope: row.envelope.clone(),
-        first_seen: row.first_seen,
-    })
-}
-
-pub(super) fn must_be_new(held: &Held, request: &JoinRequest) -> Result<(), Fault> {
-    let judge = held.judge.as_ref().ok_or_else(Fault::no_fleet)?;
-    judge.must_not_be_revoked(&request.node_key)?;
-    let by_key = held
-        .nodes
-        .values()
-        .find(|node| node.key == request.node_key);
-    match held.nodes.get(&request.node).or(by_key) {
-        Some(node) => Err(node_exists(&node.name)),
-        None => Ok(()),
-    }
-}
-
-pub(super) fn check_grants(
-    held: &Held,
-    grants: &[Grant],
-    pool: &Name,
-    key: &PublicKey,
-) -> Result<(), Fault> {
-    let judge = held.judge.as_ref().ok_or_else(Fault::no_fleet)?;
-    judge.must_not_be_revoked(key)?;
-    if !(1..=MAX_GRANTS).contains(&grants.len()) {
-        return Err(Fault::bad_request(format!(
-            "expected 1 to {MAX_GRANTS} grants, got {}",
-            grants.len()
-        )));
-    }
-    for grant in grants {
-        let is_theirs =
-            grant.fleet == judge.fleet() && grant.pool == *pool && grant.node_key == *key;
-        if !is_theirs || grant.to_bytes().len() > casemate_trust::join::MAX_GRANT_BYTES {
-            return Err(Fault::new(
-                422,
-                code::GRANT_OTHER,
-                "the grant is for another node, pool or fleet",
-            ));
-        }
-        if judge.pool(pool, grant.epoch).is_none() {
-            let message = format!("pool {pool} has no epoch {}", grant.epoch);
-            return Err(Fault::new(422, code::POOL_UNKNOWN, message));
-        }
-    }
-    Ok(())
-}
-
-fn node_exists(name: &Name) -> Fault {
-    let message = format!("node {name} exists already, by this name or this key; revoke it first");
-    Fault::new(409, code::NODE_EXISTS, message)
-}
-
-fn token_used() -> Fault {
-    Fault::new(
-        422,
-        code::TOKEN_USED,
-        "the join token was used already; make another with `casemate node token`",
-    )
 }

@@ -1,192 +1,31 @@
-//! Who is connected, and what each node last said. In memory; written down when a node goes.
+//! The connected nodes, and the last report of each node. Kept in memory; written to the store when
+//! a node disconnects.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::HashMap;
 
 use casemate_api::tenant::Refused;
-use casemate_push::{Has, Hello, LOAD_FAILED_EARLIER, StatementId, close};
+use casemate_push::{Hello, StatementId, close};
 use casemate_trust::Seconds;
 use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::name::Name;
-use serde::{Deserialize, Serialize};
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::Value;
 use tokio::sync::watch;
 
+use super::last::Last;
 use super::stopped::Stopped;
 use super::{now, stopped};
 
-/// Refusals that are kept of a node: the newest of each thing.
-const MAX_REFUSED: usize = 256;
-/// Tenants whose acknowledgements are written down when a node goes; the next hello says the rest.
-const MAX_WRITTEN_TENANTS: usize = 5000;
-/// Seconds between two times that a node's last words are written down: a synced write, which a node that comes and goes all
-/// the time would have us make each time. What it costs is that a restart within that time forgets what came in between.
+/// Least seconds between two writes of a node's last report: each is a synced write, and a node
+/// that reconnects all the time would cause one each time. The price is that a restart within that
+/// time forgets the reports since the last write.
 const WRITTEN_EVERY_SECS: Seconds = 60;
 
-/// How long two machines with one key are remembered, seconds: for that long the one that is connected is not replaced by the
-/// other.
+/// How long two machines with one key are remembered, seconds: during that time the connected one
+/// is not replaced by the other.
 const DUPLICATE_SECS: Seconds = 10 * 60;
 
-/// A manifest that a node has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Taken {
-    pub(crate) version: u64,
-    /// Of its payload; unknown where a later one had replaced it here before the node answered.
-    pub(crate) digest: Option<Digest>,
-    /// When it said so.
-    pub(crate) at: Seconds,
-    /// Every bundle that it wants of the node is there.
-    #[serde(default)]
-    pub(crate) is_stored: bool,
-}
-
-/// What a node last said.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Last {
-    pub(crate) node: Name,
-    pub(crate) last_seen: Option<Seconds>,
-    pub(crate) software: Option<String>,
-    pub(crate) synced: Option<u64>,
-    /// The newest acknowledged manifest, by tenant.
-    pub(crate) manifests: BTreeMap<TenantId, Taken>,
-    pub(crate) refused: Vec<(StatementId, Refused)>,
-    pub(crate) status: Value,
-    /// Credentials that its status listed as stopped.
-    #[serde(default)]
-    pub(super) stopped: Vec<Stopped>,
-    /// When two machines with its key were last seen at a time.
-    #[serde(default)]
-    pub(crate) duplicate: Option<Seconds>,
-    /// How far the node's clock was ahead of ours when it last said what it shows.
-    #[serde(default)]
-    pub(super) clock_ahead_secs: Option<i64>,
-    /// Why it was not served when it last connected: it speaks no version of the protocol that we speak. It comes again within
-    /// minutes, so that a restart needs no memory of it.
-    #[serde(skip)]
-    pub(super) apart: Option<String>,
-}
-
-impl Last {
-    pub(super) fn new(node: Name) -> Self {
-        Self {
-            node,
-            last_seen: None,
-            software: None,
-            synced: None,
-            manifests: BTreeMap::new(),
-            refused: Vec::new(),
-            status: Value::Null,
-            stopped: Vec::new(),
-            duplicate: None,
-            clock_ahead_secs: None,
-            apart: None,
-        }
-    }
-
-    fn acknowledge(&mut self, id: &StatementId, digest: Option<Digest>) {
-        self.refused
-            .retain(|(refused, _)| !refused.is_same_thing(id) || refused.version() > id.version());
-        if let StatementId::Manifest { tenant, version } = *id {
-            let before = self.manifests.get(&tenant);
-            let is_same = |before: &&Taken| {
-                let are_known = before.digest.zip(digest);
-                before.version == version && are_known.is_none_or(|(before, now)| before == now)
-            };
-            let taken = Taken {
-                version,
-                digest,
-                at: now(),
-                // The same once more brings no new word of its bundles.
-                is_stored: before
-                    .filter(is_same)
-                    .is_some_and(|before| before.is_stored),
-            };
-            self.manifests.insert(tenant, taken);
-        }
-    }
-
-    fn stored(&mut self, tenant: &TenantId, version: u64) {
-        let taken = self.manifests.get_mut(tenant);
-        if let Some(taken) = taken.filter(|taken| taken.version == version) {
-            let is_first = !std::mem::replace(&mut taken.is_stored, true);
-            // It had taken the manifest before, and had no room for a bundle. What an earlier manifest brought and the node
-            // cannot load is said just before; a node that says the same once more has loaded that, or reports it again.
-            let tenant = *tenant;
-            let stored = StatementId::Manifest { tenant, version };
-            let stays = |refused: &Refused| is_first && refused.code == LOAD_FAILED_EARLIER;
-            self.refused
-                .retain(|(id, refused)| *id != stored || stays(refused));
-        }
-    }
-
-    /// What the node says that it has, as far as there are such tenants. Where it lists them all, what it does not list goes.
-    fn has(&mut self, has: &Has, is_tenant: impl Fn(&TenantId) -> bool) {
-        self.refused.retain(|(refused, _)| !is_held(has, refused));
-        let mut before = std::mem::take(&mut self.manifests);
-        let listed = has
-            .tenants
-            .iter()
-            .filter(|(tenant, _)| is_tenant(tenant))
-            .filter_map(|(tenant, has)| Some((*tenant, has.manifest?, has.is_stored)));
-        for (tenant, (version, digest), is_stored) in listed {
-            match before.remove(&tenant) {
-                Some(known) if known.version == version && known.digest == Some(digest) => {
-                    self.manifests.insert(tenant, Taken { is_stored, ..known });
-                    if is_stored {
-                        self.stored(&tenant, version);
-                    }
-                }
-                _ => {
-                    self.acknowledge(&StatementId::Manifest { tenant, version }, Some(digest));
-                    if is_stored {
-                        self.stored(&tenant, version);
-                    }
-                }
-            }
-        }
-        if has.more_tenants {
-            let unlisted = before.into_iter().filter(|(tenant, _)| is_tenant(tenant));
-            self.manifests.extend(unlisted);
-        }
-    }
-
-    /// As it is written down: small enough for one record.
-    fn shortened(&self) -> Self {
-        let manifests = self.manifests.iter().take(MAX_WRITTEN_TENANTS);
-        Self {
-            manifests: manifests.map(|(tenant, seen)| (*tenant, *seen)).collect(),
-            ..self.clone()
-        }
-    }
-}
-
-/// Whether a node that once refused this statement has it now, or a later one: it tries again by itself what it could not
-/// take. Manifests are looked at with their digests.
-fn is_held(has: &Has, refused: &StatementId) -> bool {
-    let tenant = |tenant| has.tenants.get(tenant);
-    match refused {
-        StatementId::Root { version } => has.root >= *version,
-        StatementId::OnlineKey { version } => has.online >= *version,
-        StatementId::Pool { epoch, .. } => has.epochs.contains(epoch),
-        StatementId::Grant { epoch, .. } => has.grants.contains(epoch),
-        StatementId::Tenant {
-            tenant: id,
-            version,
-        } => tenant(id).is_some_and(|has| has.version >= *version),
-        StatementId::Freshness {
-            tenant: id,
-            version,
-            issued,
-        } => tenant(id)
-            .and_then(|has| has.freshness)
-            .is_some_and(|held| held >= (*version, *issued)),
-        StatementId::Image { version, .. } => has.image.is_some_and(|(held, _)| held >= *version),
-        StatementId::Revocations { version } => has.revocations >= *version,
-        StatementId::Manifest { .. } => false,
-    }
-}
-
-/// Whether something that was seen at `time` is of the last minutes.
+/// Whether an event at `time` is at most minutes old.
 fn is_recent(time: Seconds) -> bool {
     now().abs_diff(time) < DUPLICATE_SECS
 }
@@ -195,11 +34,11 @@ fn is_recent(time: Seconds) -> bool {
 struct Live {
     last: Last,
     visit: Option<Open>,
-    /// When its last words were written down.
+    /// Time of the last write.
     written: Option<Seconds>,
-    /// Whether a connection that was replaced is being watched: one at a time.
+    /// Whether a replaced connection is being watched: at most one at a time.
     is_watched: bool,
-    /// When a replaced connection last proved to be another machine's, before that was certain.
+    /// When a replaced connection last appeared to be another machine's, before that was certain.
     suspected: Option<Seconds>,
 }
 
@@ -216,11 +55,12 @@ pub(crate) struct Visit {
     /// The node.
     pub(crate) node: Name,
     number: u64,
-    /// Becomes a close code when the connection has to go.
+    /// Receives a close code when the connection has to end.
     pub(crate) closing: watch::Receiver<Option<u32>>,
 }
 
-/// See the module.
+/// The connections and last words of all nodes, owned by the plane. A connection calls `arrive`,
+/// then the methods for what its node says, and `depart`; everybody else calls `look`.
 #[derive(Debug)]
 pub(crate) struct Presence {
     nodes: Mutex<(HashMap<Name, Live>, u64)>,
@@ -242,10 +82,10 @@ impl Presence {
     }
 
     fn lock(&self) -> MutexGuard<'_, (HashMap<Name, Live>, u64)> {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.nodes.lock()
     }
 
-    /// A look at a node's last words and since when it is connected.
+    /// Calls `look` with a node's last report and the time since when it is connected.
     pub(crate) fn look<T>(&self, node: &Name, look: impl FnOnce(&Last, Option<Seconds>) -> T) -> T {
         match self.lock().0.get(node) {
             Some(live) => look(&live.last, live.visit.as_ref().map(|visit| visit.since)),
@@ -253,8 +93,19 @@ impl Presence {
         }
     }
 
-    /// A member has connected; its connection before, if there still is one, is closed. `None`: another machine with its key
-    /// is connected, and stays so.
+    /// The credentials of a tenant that a node last listed as stopped.
+    pub(super) fn stopped(&self, node: &Name, tenant: &TenantId) -> Vec<Stopped> {
+        self.look(node, |last, _| {
+            let stopped = last.stopped.iter();
+            stopped
+                .filter(|stopped| stopped.is_of(tenant))
+                .cloned()
+                .collect()
+        })
+    }
+
+    /// Registers a member's connection; its earlier connection, if any, is closed. `None`: another
+    /// machine with its key is connected, and keeps its connection.
     pub(crate) fn arrive(&self, node: &Name) -> Option<Visit> {
         let (nodes, numbers) = &mut *self.lock();
         *numbers += 1;
@@ -281,15 +132,16 @@ impl Presence {
         })
     }
 
-    /// Whether a connection that was replaced is to be watched for signs of life.
+    /// Whether a replaced connection is to be watched for signs of life.
     pub(crate) fn begin_watch(&self, node: &Name) -> bool {
         let mut nodes = self.lock();
         let live = nodes.0.get_mut(node);
         live.is_some_and(|live| !std::mem::replace(&mut live.is_watched, true))
     }
 
-    /// Its end. Whether `was_alive` makes it certain that two machines have the node's key: a program that starts anew may
-    /// overlap with its predecessor once, and does not do so twice within a few minutes.
+    /// Ends the watch. Returns whether `was_alive` makes it certain that two machines have the
+    /// node's key: a program that restarts may overlap with its predecessor once, but not twice
+    /// within a few minutes.
     pub(crate) fn end_watch(&self, node: &Name, was_alive: bool) -> bool {
         let mut nodes = self.lock();
         let Some(live) = nodes.0.get_mut(node) else {
@@ -307,8 +159,8 @@ impl Presence {
         is_certain
     }
 
-    /// The connection has ended; what is to be written down, unless the node is connected again, was thrown out, or something
-    /// was written of it just now.
+    /// Registers the end of a connection; returns the report to be written, unless the node is
+    /// connected again, was revoked, or was written just now.
     pub(crate) fn depart(&self, visit: &Visit) -> Option<Last> {
         let (nodes, _) = &mut *self.lock();
         let live = nodes.get_mut(&visit.node)?;
@@ -322,7 +174,7 @@ impl Presence {
         Some(live.last.shortened())
     }
 
-    /// Throws a node out.
+    /// Closes a revoked node's connection and forgets its report.
     pub(crate) fn revoke(&self, node: &Name) {
         let gone = self.lock().0.remove(node);
         if let Some(open) = gone.and_then(|live| live.visit) {
@@ -345,7 +197,7 @@ impl Presence {
         });
     }
 
-    /// A node has connected that speaks no version of the protocol that we speak.
+    /// Records a node that has no protocol version in common with this program.
     pub(crate) fn apart(&self, node: &Name, software: &str, why: &str) {
         let (nodes, _) = &mut *self.lock();
         let last = &mut entry(nodes, node).last;
@@ -358,7 +210,7 @@ impl Presence {
         self.update(node, |last| last.synced = revision);
     }
 
-    /// A statement was accepted; its digest, where it is still known.
+    /// Records that a statement was accepted, with its digest if that is still known.
     pub(crate) fn acked(&self, node: &Name, id: &StatementId, digest: Option<Digest>) {
         self.update(node, |last| last.acknowledge(id, digest));
     }
@@ -367,7 +219,8 @@ impl Presence {
         self.update(node, |last| last.stored(tenant, version));
     }
 
-    /// A node has refused a statement, or does not run what it wants; whether that code is new.
+    /// Records that a node has refused a statement, or does not run what it wants; returns whether
+    /// the code is new.
     pub(crate) fn nacked(
         &self,
         node: &Name,
@@ -383,21 +236,12 @@ impl Presence {
             at: now(),
         };
         let mut is_new = false;
-        self.update(node, |last| {
-            let is_known = |(other, before): &(StatementId, Refused)| {
-                *other == id && before.code == refused.code
-            };
-            is_new = !last.refused.iter().any(is_known);
-            last.refused.retain(|(other, _)| !other.is_same_thing(&id));
-            last.refused.push((id, refused));
-            let over = last.refused.len().saturating_sub(MAX_REFUSED);
-            last.refused.drain(..over);
-        });
+        self.update(node, |last| is_new = last.refuse(id, refused));
         is_new
     }
 
     pub(crate) fn status(&self, node: &Name, json: &str) {
-        // What is no JSON object is not shown.
+        // A status that is not a JSON object is not shown.
         let status = serde_json::from_str(json).ok().filter(Value::is_object);
         let status = status.unwrap_or(Value::Null);
         self.update(node, |last| {
@@ -425,8 +269,8 @@ fn entry<'a>(nodes: &'a mut HashMap<Name, Live>, node: &Name) -> &'a mut Live {
 mod tests {
     use std::collections::BTreeSet;
 
-    use casemate_push::{TenantHas, VERSIONS};
-    use casemate_trust::id::{Digest, FleetId};
+    use casemate_push::{Has, LOAD_FAILED_EARLIER, TenantHas, VERSIONS};
+    use casemate_trust::id::FleetId;
     use casemate_trust::key::PublicKey;
 
     use super::*;
@@ -462,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_hello_what_is_a_tenant_is_kept_until_the_next() {
+    fn a_hellos_entries_of_tenants_are_kept_until_the_next() {
         let presence = Presence::new(std::iter::empty());
         presence.arrive(&node()).unwrap();
         let kept = |hello: &Hello| -> BTreeSet<(u8, u64)> {
@@ -481,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_had_no_room_for_is_no_refusal_once_it_is_stored() {
+    fn a_refusal_for_lack_of_space_ends_when_the_bundle_is_stored() {
         let presence = Presence::new(std::iter::empty());
         presence.arrive(&node()).unwrap();
         presence.hello(&node(), &hello([(1, 2), (3, 2)], false), |_| true);
@@ -500,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_cannot_load_since_an_earlier_manifest_is_known_when_the_rest_is_stored() {
+    fn an_unloadable_release_of_an_earlier_manifest_stays_known() {
         let presence = Presence::new(std::iter::empty());
         presence.arrive(&node()).unwrap();
         let tenant = TenantId([1; 32]);
@@ -512,10 +356,10 @@ mod tests {
         say();
         presence.stored(&node(), &tenant, 2);
         assert_eq!(refused(), 1);
-        // Said once more, it has loaded.
+        // The node repeats the report: it has loaded the release.
         presence.stored(&node(), &tenant, 2);
         assert_eq!(refused(), 0);
-        // A connection begins with what is the case then.
+        // Each connection begins with the current reports.
         say();
         let mut said = hello([(1, 2)], false);
         said.has.tenants.get_mut(&tenant).unwrap().is_stored = true;
@@ -524,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_could_not_take_is_no_refusal_once_its_hello_names_it() {
+    fn a_refusal_ends_when_a_hello_names_the_statement() {
         let presence = Presence::new(std::iter::empty());
         presence.arrive(&node());
         let (mine, other) = (TenantId([1; 32]), TenantId([3; 32]));
@@ -574,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_comes_and_goes_is_written_down_now_and_then() {
+    fn reports_of_a_reconnecting_node_are_written_at_intervals() {
         let presence = Presence::new(std::iter::empty());
         let visit = presence.arrive(&node()).unwrap();
         assert!(presence.depart(&visit).is_some());

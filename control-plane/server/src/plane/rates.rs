@@ -1,29 +1,30 @@
-//! How often a tenant hands in what costs a synced write and a word to every node. Measured by when it comes: dates in
-//! statements are the tenant's own word.
+//! Limits how often a tenant uploads statements that cost a synced write and a message to every
+//! node. Measured by arrival: the tenant chooses the dates in its statements.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use casemate_api::limits::FRESHNESS_INTERVAL_SECS;
 use casemate_trust::id::TenantId;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// What one tenant may hand in of a kind at once: more than a script deploys in a row.
+/// Statements of a kind that one tenant may upload at once: more than a script deploys in a row.
 const BURST: u32 = 120;
-/// Until it may hand in another manifest.
+/// Time until the tenant may upload another manifest.
 const MANIFEST_REFILL: Duration = Duration::from_secs(1);
-/// Until it may hand in another statement of freshness.
+/// Time until the tenant may upload another statement of freshness.
 const FRESHNESS_REFILL: Duration = Duration::from_secs(FRESHNESS_INTERVAL_SECS);
 
-/// What a tenant hands in.
+/// Kind of statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     Manifest,
     Freshness,
 }
 
-/// See the module. Two entries for each tenant at most.
+/// The buckets of all tenants, owned by the plane; `take` is called before the write that is
+/// counted. Two entries for each tenant at most.
 #[derive(Debug, Default)]
 pub(super) struct Rates {
     buckets: Mutex<HashMap<(TenantId, Kind), Bucket>>,
@@ -36,13 +37,13 @@ struct Bucket {
 }
 
 impl Rates {
-    /// Takes one; if there are too many, how long the tenant has to wait.
+    /// Counts a statement; returns how long the tenant has to wait if there are too many.
     pub(super) fn take(&self, tenant: &TenantId, kind: Kind) -> Result<(), Duration> {
         let refill = match kind {
             Kind::Manifest => MANIFEST_REFILL,
             Kind::Freshness => FRESHNESS_REFILL,
         };
-        let buckets = &mut *self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let buckets = &mut *self.buckets.lock();
         let now = Instant::now();
         let bucket = buckets.entry((*tenant, kind)).or_insert(Bucket {
             left: BURST,

@@ -1,4 +1,4 @@
-//! A node that a restored store does not know, registered again.
+//! Registers a node again that a restored store does not know.
 
 use casemate_api::limits::MAX_NODES;
 use casemate_api::node::{NodeView, Readmission};
@@ -6,14 +6,14 @@ use casemate_control_store::{Change, Compare};
 use casemate_trust::join::{Grant, JoinRequest};
 use casemate_trust::statement::Statement as _;
 
-use super::held::NodeRow;
-use super::nodes::{check_grants, must_be_new};
+use super::admission::{check_grants, must_be_new};
+use super::rows::NodeRow;
 use super::{Actor, Plane, json, key, now};
 use crate::fault::Fault;
 
 impl Plane {
-    /// Registers again a node whose admission is lost. The operator's word is what counts here as in [`Plane::admit`]; the
-    /// token that the node once used may be lost too, or long over.
+    /// Registers again a node whose admission is lost. The operator decides, as in
+    /// [`Plane::admit`]; the token that the node once used may be lost too, or expired.
     pub(crate) async fn readmit(
         &self,
         actor: &Actor,

@@ -1,27 +1,29 @@
-//! Refused tries in the audit log: each leaves a record, but of one actor's many only some. Their records are kept for good
-//! and synced, so that who is refused a thousand times a second would fill the disk.
+//! Refused requests in the audit log: each leaves a record, but only some of many refusals of one
+//! client. The records are kept for ever and synced, so that a client that is refused a thousand
+//! times a second would otherwise fill the disk.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 
 use casemate_push::LogEntry;
 use casemate_trust::Seconds;
 use casemate_trust::name::Name;
+use parking_lot::Mutex;
 
 use super::logs::speaks_of_its_own;
 use super::{Actor, Plane, now};
 
-/// Records that one actor's refusals may leave at once: more than a person's mistakes need.
+/// Records that one client's refusals may leave at once: more than a person's mistakes need.
 const BURST: u64 = 20;
-/// Seconds until it may leave another: 1,440 a day, which is less than a megabyte.
+/// Seconds until a client's refusals may leave another: 1,440 a day, which is less than a megabyte.
 const REFILL_SECS: Seconds = 60;
-/// Actors whose refusals are counted; beyond it, those that have been quiet are forgotten.
+/// Clients whose refusals are counted; beyond that number, those without recent refusals are
+/// forgotten.
 const MAX_ACTORS: usize = 4096;
-/// Longest code in a record, characters: ours are short, a node's may be anything.
+/// Longest code in a record, characters: this program's are short, a node's may be anything.
 const MAX_CODE_CHARS: usize = 64;
 
-/// What each actor may still leave. All strangers are one.
+/// Records that each client may still leave. All strangers count as one.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
     accounts: Mutex<HashMap<String, Account>>,
@@ -30,7 +32,7 @@ pub(crate) struct Refusals {
 #[derive(Debug)]
 struct Account {
     left: u64,
-    /// When it was last given more.
+    /// Time of the last refill.
     since: Seconds,
     unrecorded: u64,
 }
@@ -39,15 +41,15 @@ impl Account {
     fn refill(&mut self, now: Seconds) {
         let rounds = now.saturating_sub(self.since) / REFILL_SECS;
         self.left = self.left.saturating_add(rounds).min(BURST);
-        // A clock that was set back does not keep it waiting.
+        // A clock that was set back does not delay the refill.
         self.since = (self.since + rounds * REFILL_SECS).min(now);
     }
 }
 
 impl Refusals {
-    /// Whether a refusal is to leave a record; if so, how many before it left none.
+    /// Whether a refusal is to leave a record; if so, how many earlier ones left none.
     fn take(&self, actor: &Actor, now: Seconds) -> Option<u64> {
-        let accounts = &mut *self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let accounts = &mut *self.accounts.lock();
         let who = match actor {
             Actor::Token { id, .. } => format!("token {id}"),
             Actor::Stranger(_) => "strangers".to_owned(),
@@ -77,7 +79,7 @@ impl Refusals {
     }
 }
 
-/// The class of the log records with which a vault says that answers held a credential.
+/// The class of the log records with which a vault reports that answers held a credential.
 const REFLECTED: &str = "credential_reflected";
 
 impl Plane {
@@ -101,7 +103,8 @@ impl Plane {
         }
     }
 
-    /// Leaves a record of a refused try. One that cannot be written is logged; the refusal stands without it.
+    /// Leaves a record of a refused request. A failed write of the record is logged; the refusal
+    /// stands without it.
     pub(crate) async fn refused(
         &self,
         actor: &Actor,
@@ -117,7 +120,7 @@ impl Plane {
             0 => String::new(),
             more => format!(" (after {more} without a record)"),
         };
-        // What may be cut off comes last.
+        // The part that may be cut off comes last.
         let subject = format!("{code}{more}: {subject}");
         let recorded = async {
             self.reserve().await?;
@@ -141,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_share_and_nodes_have_their_own() {
+    fn strangers_share_one_allowance_and_each_node_has_its_own() {
         let refusals = Refusals::default();
         let taken = |actor: &Actor, now| refusals.take(actor, now).is_some();
         let recorded = (0..100).filter(|number| taken(&stranger(*number), 1000));
@@ -154,7 +157,7 @@ mod tests {
         let later = 1000 + 1000 * REFILL_SECS;
         let recorded = (0..100).filter(|number| taken(&stranger(*number), later));
         assert_eq!(recorded.count() as u64, BURST);
-        // Set back, the clock goes on from there.
+        // After the clock was set back, the count continues from there.
         assert!(!taken(&stranger(1), 10));
         assert!(taken(&stranger(1), 10 + REFILL_SECS));
     }
@@ -170,6 +173,6 @@ mod tests {
         assert!(refusals.take(&node(0), 1000).is_some());
         let later = 1000 + REFILL_SECS;
         assert!(refusals.take(&node(MAX_ACTORS), later).is_some());
-        assert!(refusals.accounts.lock().unwrap().len() < MAX_ACTORS);
+        assert!(refusals.accounts.lock().len() < MAX_ACTORS);
     }
 }

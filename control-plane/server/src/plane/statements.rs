@@ -1,4 +1,4 @@
-//! Statements, manifests and objects, as they come in.
+//! Accepts statements, manifests and objects.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,14 +23,14 @@ use serde_json::json;
 
 use super::rates::Kind;
 use super::storage::{Item, Kept};
-use super::{Actor, Decided, Plane, held, key, now};
+use super::{Actor, Decided, Plane, key, now, objects, statement_ids};
 use crate::fault::Fault;
 
 /// How far ahead of the control plane's clock a statement may be dated, seconds: a day, in which a wrong clock is noticed.
 const MAX_AHEAD_SECS: Seconds = 24 * 60 * 60;
 
 impl Plane {
-    /// Takes a `Root`, `OnlineKey`, `Pool`, `Revocations`, `Tenant` or `Image`.
+    /// Accepts a `Root`, `OnlineKey`, `Pool`, `Revocations`, `Tenant` or `Image`.
     pub(crate) async fn post_statement(
         &self,
         actor: &Actor,
@@ -39,7 +39,7 @@ impl Plane {
         let envelope = parse(bytes)?;
         let id = self.identify(actor, &envelope)?;
         must_not_be_early(&envelope).map_err(|fault| fault.about(&id))?;
-        // What is found to be there now is there when the statement has been written down.
+        // A file that exists now still exists when the statement is written.
         let image = Image::read(&envelope).ok();
         let _still = match &image {
             Some(image) => {
@@ -70,10 +70,11 @@ impl Plane {
         Ok(StatementAnswer { accepted, revision })
     }
 
-    /// What an envelope claims to be, and whether this actor may hand in such a thing at all.
+    /// The kind that an envelope claims, and whether this client may upload such a statement at
+    /// all.
     fn identify(&self, actor: &Actor, envelope: &Envelope) -> Result<StatementId, Fault> {
         let malformed = |message: String| Fault::from(Refusal::Malformed(message));
-        let id = held::statement_id(envelope).map_err(malformed)?;
+        let id = statement_ids::statement_id(envelope).map_err(malformed)?;
         if matches!(
             id,
             StatementId::Manifest { .. } | StatementId::Freshness { .. }
@@ -105,7 +106,7 @@ impl Plane {
         }
     }
 
-    /// Decides any statement that lists no objects, beside everybody who reads.
+    /// Decides any statement that lists no objects, in parallel with readers.
     pub(super) fn decide(&self, id: &StatementId, envelope: &Envelope) -> Result<Decided, Fault> {
         if let Ok(online) = OnlineKey::read(envelope)
             && (online.liveness, online.quic, online.api)
@@ -116,7 +117,8 @@ impl Plane {
         }
         let held = self.held();
         let is_first = matches!(id, StatementId::Root { version: 1 });
-        // The fleet is the first root's digest: whoever holds the first operator token says which.
+        // The first root's digest determines the fleet: the holder of the first operator token
+        // chooses it.
         let founder = (held.judge.is_none() && is_first)
             .then(|| Judge::new(FleetId(envelope.payload_digest().0), None));
         let judge = held.judge.as_ref().or(founder.as_ref());
@@ -125,8 +127,8 @@ impl Plane {
         Ok(Decided { change, founder })
     }
 
-    /// Whether the same statement now has the newest root's signature and the stored one has not: after a change of the
-    /// root, nodes that start afresh need it so.
+    /// Whether the same statement now has the newest root's signature and the stored one has not:
+    /// after a change of the root, nodes that start afresh need the new signature.
     fn is_signed_anew(&self, id: &StatementId, envelope: &Envelope) -> bool {
         let held = self.held();
         let Some(root) = held.judge.as_ref().and_then(Judge::root) else {
@@ -183,10 +185,11 @@ impl Plane {
             since: now(),
         };
         let _room = self.ledger.reserve(tenant, item, kept.bytes)?;
-        // Objects mean nothing until a manifest lists them, so they leave no audit record of their own.
+        // Objects have no effect until a manifest lists them, so they leave no audit record of
+        // their own.
         let object = StoredObject { kind, bytes };
         let changes = vec![
-            Change::put(at, held::stored(&object)),
+            Change::put(at, objects::stored(&object)),
             Change::put(key::kept(tenant, digest), super::json(&kept)),
         ];
         self.store.commit(vec![], changes).await?;
@@ -194,7 +197,7 @@ impl Plane {
         Ok(())
     }
 
-    /// Takes a tenant's next manifest.
+    /// Accepts a tenant's next manifest.
     pub(crate) async fn put_manifest(
         &self,
         actor: &Actor,
@@ -249,12 +252,13 @@ impl Plane {
         manifest: &Manifest,
     ) -> Result<judge::Change, Fault> {
         self.must_be_next(envelope, manifest)?;
-        // First without objects: whatever is wrong with the manifest itself shows before anything is read for it.
+        // The manifest is first decided without objects: its own mistakes are found before anything
+        // is read for it.
         let digests = match self.decide_listing(envelope, &BTreeMap::new()) {
             Err(Refusal::Missing(digests)) => digests,
             decided => return Ok(decided?),
         };
-        let objects = held::objects(&self.store, &manifest.tenant, &digests).await?;
+        let objects = objects::objects(&self.store, &manifest.tenant, &digests).await?;
         let missing: Vec<_> = digests
             .into_iter()
             .filter(|digest| !objects.contains_key(digest))
@@ -278,7 +282,7 @@ impl Plane {
         judge.decide(envelope, now(), &find)
     }
 
-    /// Two deploys at once: one wins, the other is told what it has to build on.
+    /// Two concurrent deploys: one is accepted, the other learns which manifest it has to build on.
     fn must_be_next(&self, envelope: &Envelope, manifest: &Manifest) -> Result<(), Fault> {
         let held = self.held();
         let judge = held.judge.as_ref().ok_or_else(Fault::no_fleet)?;
@@ -293,7 +297,7 @@ impl Plane {
             return Ok(());
         }
         let message = format!(
-            "manifest {} is there already; build the next one on it, not on {}",
+            "manifest {} exists already; build the next one on it, not on {}",
             seen.version,
             manifest.version.saturating_sub(1)
         );
@@ -301,8 +305,9 @@ impl Plane {
         Err(Fault::new(409, code::MANIFEST_CONFLICT, message).with(details))
     }
 
-    /// A new release that declares calls beyond the tenant's egress ceiling is refused before any node has it. Those that
-    /// the manifest before lists stay: a ceiling that was lowered must not keep a tenant from withdrawing a secret.
+    /// Refuses a new release that declares calls beyond the tenant's egress ceiling before any node
+    /// has it. Releases that the earlier manifest lists stay: a lowered ceiling must not keep a
+    /// tenant from withdrawing a secret.
     fn must_fit_egress(
         &self,
         tenant: &TenantId,
@@ -337,7 +342,7 @@ impl Plane {
                 Some(found) if found == bytes => {}
                 Some(found) => {
                     let message =
-                        format!("bundle {digest} has {found} bytes, the release says {bytes}");
+                        format!("bundle {digest} has {found} bytes, the release names {bytes}");
                     return Err(Fault::new(422, code::OBJECT_MALFORMED, message));
                 }
                 None => missing.push(digest),
@@ -354,21 +359,22 @@ impl Plane {
     }
 }
 
-/// A date of the root is believed by everybody who takes the statement, for good: a clock that is set back does not make them
-/// forget it. One that is in the future by more than clocks differ would have them refuse what is signed afterwards.
+/// Refuses dates in the future. Every recipient of a statement believes the root's date
+/// permanently: setting the clock back does not undo it. A date that is further in the future than
+/// clocks differ would make them refuse later statements.
 fn must_not_be_early(envelope: &Envelope) -> Result<(), Fault> {
     #[derive(Deserialize)]
     struct Dated {
         issued: Seconds,
     }
-    // Every statement has one; what has none is refused by the judge.
+    // Every statement has a date; the judge refuses one without.
     let dated = serde_json::from_slice::<Dated>(envelope.unverified_payload()).ok();
     let clock = now();
     match dated {
         Some(Dated { issued }) if issued > clock.saturating_add(MAX_AHEAD_SECS) => {
             let early = Early { issued, clock };
             let message = format!(
-                "the statement is dated in the future: {early}; set the clock that is wrong, and sign it anew"
+                "the statement is dated in the future: {early}; set the clock that is wrong, and sign it again"
             );
             Err(Fault::new(422, code::FROM_FUTURE, message))
         }

@@ -1,4 +1,4 @@
-//! Credentials that nodes have stopped because answers held them, out of the nodes' status.
+//! Credentials that nodes have stopped because answers held them, read from the nodes' status.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,7 @@ use casemate_trust::statement::Manifest;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::held::NodeRow;
-use super::presence::Presence;
+use super::rows::NodeRow;
 
 /// Credentials that are kept of a node: as many as a vault lists.
 const MAX_OF_NODE: usize = 100;
@@ -26,11 +25,18 @@ pub(crate) struct Stopped {
     tenant: TenantId,
     function: Name,
     secret: Identifier,
-    /// By the control plane's clock.
+    /// End of the stop, by the control plane's clock.
     until: Seconds,
 }
 
-/// As a vault describes it.
+impl Stopped {
+    /// Whether the credential is this tenant's.
+    pub(super) fn is_of(&self, tenant: &TenantId) -> bool {
+        self.tenant == *tenant
+    }
+}
+
+/// A stopped credential as a vault reports it.
 #[derive(Deserialize)]
 struct Reported {
     tenant: TenantId,
@@ -39,7 +45,7 @@ struct Reported {
     left_secs: Seconds,
 }
 
-/// What a node's status lists. Entries that make no sense are left out.
+/// The stopped credentials of a node's status. Entries that cannot be parsed are left out.
 pub(super) fn of_status(status: &Value, now: Seconds) -> Vec<Stopped> {
     let listed = status["vault"]["stopped_credentials"].as_array();
     let listed = listed.into_iter().flatten().take(MAX_OF_NODE);
@@ -53,29 +59,25 @@ pub(super) fn of_status(status: &Value, now: Seconds) -> Vec<Stopped> {
     stopped.collect()
 }
 
-/// What is stopped of a tenant. A node speaks for the functions and secrets that the newest
-/// manifest lists for its pool, and for no other.
+/// What is stopped of a tenant, of each node's stopped credentials. A node speaks for the functions
+/// and secrets that the newest newest manifest lists for its pool, and on no others.
 pub(super) fn of_tenant<'a>(
-    presence: &Presence,
-    nodes: impl Iterator<Item = &'a NodeRow>,
+    nodes: impl Iterator<Item = (&'a NodeRow, Vec<Stopped>)>,
     tenant: &TenantId,
     manifest: &Manifest,
     now: Seconds,
 ) -> Vec<StoppedCredential> {
     let mut found: BTreeMap<(Name, Identifier), StoppedCredential> = BTreeMap::new();
-    for node in nodes {
-        let is_here = |stopped: &&Stopped| {
+    for (node, of_node) in nodes {
+        let is_here = |stopped: &Stopped| {
             let wanted = manifest.functions.get(&stopped.function);
             let pools = manifest.secrets.get(&stopped.secret);
-            stopped.tenant == *tenant
+            stopped.is_of(tenant)
                 && stopped.until > now
                 && wanted.is_some_and(|wanted| wanted.pools.contains(&node.pool))
                 && pools.is_some_and(|pools| pools.contains_key(&node.pool))
         };
-        let of_node: Vec<Stopped> = presence.look(&node.name, |last, _| {
-            last.stopped.iter().filter(is_here).cloned().collect()
-        });
-        for stopped in of_node {
+        for stopped in of_node.into_iter().filter(is_here) {
             let key = (stopped.function, stopped.secret);
             if found.len() >= MAX_OF_TENANT && !found.contains_key(&key) {
                 continue;

@@ -1,8 +1,8 @@
-//! What is kept for each tenant, and how much more may come. Nothing is shared between tenants: what two of them upload is
-//! kept twice, so that what one no longer lists can go without a look at the others.
+//! The stored bytes of each tenant, and its limit. Nothing is shared between tenants: a bundle that
+//! two of them upload is stored twice, so that one tenant's copy can be removed without looking at
+//! the others.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use casemate_api::error::code;
 use casemate_api::limits::MAX_BUNDLE_BYTES;
@@ -11,18 +11,20 @@ use casemate_control_store::{Redb, StoreError};
 use casemate_trust::Seconds;
 use casemate_trust::id::{Digest, TenantId};
 use futures_util::{Stream, StreamExt as _};
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Plane, held, key, now};
+use super::{Plane, key, now, rows};
 use crate::bundles::Bundles;
 use crate::fault::Fault;
 
-/// How long what no manifest lists stays after its upload, seconds: much longer than a deploy takes from its first upload
-/// to its manifest, and short enough that uploads which came to nothing do not fill a tenant's storage.
+/// How long an unlisted item stays after its upload, seconds: much longer than a deploy takes from
+/// its first upload to its manifest, and short enough that abandoned uploads do not fill a tenant's
+/// storage.
 pub(super) const GRACE_SECS: Seconds = 60 * 60;
 
-/// Something that is kept.
+/// A stored item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Item {
     /// A bundle.
@@ -31,22 +33,23 @@ pub(crate) enum Item {
     Object(Digest),
 }
 
-/// How much, and since when.
+/// Size and age of an item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Kept {
     pub(crate) bytes: u64,
-    /// Of the newest upload.
+    /// Time of the newest upload.
     pub(crate) since: Seconds,
 }
 
 #[derive(Debug, Default)]
 struct Account {
     kept: BTreeMap<Item, Kept>,
-    /// Of what is kept, and of what uploads under way may bring.
+    /// Bytes of the stored items, and of uploads in progress.
     used_bytes: u64,
 }
 
-/// See the module. In memory; read at the start from where the things themselves are.
+/// Bytes by tenant, owned by the plane: asked before an upload, told after it and after a removal.
+/// In memory; read at the start from where the things themselves are.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     accounts: Mutex<BTreeMap<TenantId, Account>>,
@@ -54,7 +57,7 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Reads what there is.
+    /// Reads the existing items.
     pub(crate) async fn load(
         store: &Redb,
         bundles: &Bundles,
@@ -64,7 +67,7 @@ impl Ledger {
             accounts: Mutex::default(),
             limit_bytes,
         };
-        for (entry, kept) in held::rows(store, key::KEPT).await? {
+        for (entry, kept) in rows::rows(store, key::KEPT).await? {
             if let Some((tenant, digest)) = key::parse_kept(&entry.key) {
                 ledger.keep(&tenant, Item::Object(digest), kept);
             }
@@ -77,10 +80,11 @@ impl Ledger {
     }
 
     fn accounts(&self) -> MutexGuard<'_, BTreeMap<TenantId, Account>> {
-        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.accounts.lock()
     }
 
-    /// Takes room for an upload. What is there already under the same digest has the same size and takes no more.
+    /// Reserves bytes for an upload. An item that exists already under the same digest has the same
+    /// size and needs no more.
     pub(crate) fn reserve(
         &self,
         tenant: &TenantId,
@@ -102,7 +106,7 @@ impl Ledger {
         })
     }
 
-    /// Something is there now.
+    /// Records a stored item.
     pub(crate) fn keep(&self, tenant: &TenantId, item: Item, kept: Kept) {
         let mut accounts = self.accounts();
         let account = accounts.entry(*tenant).or_default();
@@ -111,7 +115,7 @@ impl Ledger {
         account.used_bytes -= before.map_or(0, |before| before.bytes);
     }
 
-    /// Something is gone.
+    /// Records a removed item.
     pub(crate) fn forget(&self, tenant: &TenantId, item: &Item) {
         if let Some(account) = self.accounts().get_mut(tenant)
             && let Some(kept) = account.kept.remove(item)
@@ -124,7 +128,7 @@ impl Ledger {
         self.accounts().get(tenant)?.kept.get(item).copied()
     }
 
-    /// What has been there since before `time`.
+    /// The items that were uploaded before `time`.
     pub(crate) fn older(&self, tenant: &TenantId, time: Seconds) -> Vec<(Item, Kept)> {
         let accounts = self.accounts();
         let kept = accounts.get(tenant).into_iter().flat_map(|of| &of.kept);
@@ -146,7 +150,7 @@ impl Ledger {
     }
 }
 
-/// Room that is taken for an upload, given back when that has ended well or not: what has come is counted by itself.
+/// Bytes that are reserved for an upload, released at its end: a stored item is counted on its own.
 #[derive(Debug)]
 pub(crate) struct Room<'a> {
     ledger: &'a Ledger,
@@ -174,8 +178,9 @@ fn quota_exceeded(used: u64, asked: u64, limit: u64) -> Fault {
 }
 
 impl Plane {
-    /// Size of a tenant's bundle, if it is there and will still be when the manifest comes that lists it: one that may be
-    /// removed before that is said to be absent, so that it is uploaded again.
+    /// Size of a tenant's bundle, if it exists and will still exist when the manifest arrives that
+    /// lists it: a bundle that may be removed before that is reported as absent, so that it is
+    /// uploaded again.
     pub(crate) async fn bundle_size(
         &self,
         tenant: &TenantId,
@@ -188,7 +193,7 @@ impl Plane {
         }
     }
 
-    /// Whether something is there that no removal will take soon.
+    /// Whether an item exists that will not be removed soon.
     pub(crate) fn stays(&self, tenant: &TenantId, item: &Item) -> bool {
         let kept = self.ledger.get(tenant, item);
         kept.is_some_and(|kept| {
@@ -196,7 +201,8 @@ impl Plane {
         })
     }
 
-    /// Stores a tenant's bundle. One that does not say how large it is must have room for the largest.
+    /// Stores a tenant's bundle. An upload without a stated length must have space for the largest
+    /// bundle.
     pub(crate) async fn put_bundle(
         &self,
         tenant: &TenantId,
@@ -204,7 +210,7 @@ impl Plane {
         declared_bytes: Option<u64>,
         mut body: impl Stream<Item = Result<bytes::Bytes, Fault>> + Unpin,
     ) -> Result<(), Fault> {
-        // What is there already needs no second upload; reading the body would only take time.
+        // An existing bundle need not be uploaded again; reading the body would only take time.
         if self.bundle_size(tenant, digest).await?.is_some() {
             return Ok(());
         }
@@ -217,7 +223,8 @@ impl Plane {
         {
             Ok(room) => room,
             Err(fault) => {
-                // A client that is still sending when the connection closes may never read why.
+                // A client that is still sending when the connection closes may never read the
+                // reason.
                 let mut read = 0;
                 while read <= MAX_BUNDLE_BYTES
                     && let Some(Ok(chunk)) = body.next().await
@@ -253,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn uploads_at_once_share_the_room() {
+    fn concurrent_uploads_share_the_limit() {
         let ledger = Ledger {
             accounts: Mutex::default(),
             limit_bytes: 100,
@@ -266,7 +273,7 @@ mod tests {
             json!({ "used_bytes": 60, "asked_bytes": 60, "limit_bytes": 100 })
         );
         drop(ledger.reserve(&BANK, item(2), 100).unwrap());
-        // It was shorter than announced.
+        // The item was shorter than announced.
         ledger.keep(&SHOP, item(1), kept(50));
         drop(first);
         assert_eq!(ledger.view(&SHOP).used_bytes, 50);
@@ -275,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_uploaded_again_takes_no_more() {
+    fn an_item_that_is_uploaded_again_needs_no_more_storage() {
         let ledger = Ledger {
             accounts: Mutex::default(),
             limit_bytes: 100,

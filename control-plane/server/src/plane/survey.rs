@@ -1,4 +1,5 @@
-//! A look at a whole store: for a backup while it is written to, and at a copy before anybody relies on it.
+//! Reads a whole store: for a backup while the store is written to, and to check a copy before it
+//! is used.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,7 +13,7 @@ use super::held::Held;
 use super::{Actor, Plane};
 use crate::fault::Fault;
 
-/// What a store says of itself.
+/// Summary of a store.
 #[derive(Debug)]
 pub(crate) struct Survey {
     /// Whether its audit chain is unbroken.
@@ -37,12 +38,12 @@ pub(crate) async fn survey(store: &Redb) -> Result<Survey, StoreError> {
 }
 
 impl Plane {
-    /// While this is held, nothing that is kept for a tenant is removed.
+    /// While this is held, nothing that is stored for a tenant is removed.
     pub(crate) async fn keep_everything(&self) -> RwLockReadGuard<'_, ()> {
         self.keeping.read().await
     }
 
-    /// Gives `sink` the whole store as it is at one moment.
+    /// Sends the whole store to `sink`, as it is at one moment.
     pub(crate) async fn read_all<S: Sink + Send + 'static>(
         &self,
         sink: S,

@@ -1,4 +1,4 @@
-//! A control plane's state in a folder, for the tests of what stands on it.
+//! A control plane's state in a folder, for the tests of its users.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use casemate_trust::id::FleetId;
 use casemate_trust::key::{PublicKey, SigningKey};
 use casemate_trust::statement::{Root, Statement as _};
 
-use super::held::NodeRow;
+use super::rows::NodeRow;
 use super::*;
 
-/// State in which there is one node, `edge-1` in pool `main`.
+/// A state with one node, `edge-1` in pool `main`.
 pub(crate) async fn plane(folder: &Path) -> Arc<Plane> {
     let store = Redb::open(&folder.join("store.redb"), StoreId([1; 16])).unwrap();
     let key = SigningKey::from_seed(&[1; 32]).unwrap();

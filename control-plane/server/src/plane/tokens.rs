@@ -9,16 +9,16 @@ use casemate_api::token::{
 use casemate_control_store::Change;
 use casemate_trust::id::Digest;
 
-use super::held::TokenRow;
+use super::rows::TokenRow;
 use super::{Actor, Plane, json, key, now};
 use crate::fault::Fault;
 use crate::keys::random;
 
 impl Plane {
-    /// Who holds this token, if it is one.
+    /// The holder of a token, if the token is valid.
     pub(crate) fn authenticate(&self, token: &str) -> Option<Actor> {
         let held = self.held();
-        // What is looked up is the hash, so the time that it takes says nothing of the token.
+        // The lookup uses the hash, so that its duration reveals nothing about the token.
         let view = held.tokens.get(&Digest::of(token.as_bytes()))?;
         let is_live = view.expires.is_none_or(|expires| now() < expires);
         is_live.then(|| Actor::Token {
@@ -80,7 +80,7 @@ impl Plane {
         Ok(MadeToken { id, token })
     }
 
-    /// The token of whoever asks.
+    /// The client's own token.
     pub(crate) fn own_token(&self, actor: &Actor) -> Result<TokenView, Fault> {
         let held = self.held();
         let own = held.tokens.values().find(|view| match actor {
@@ -97,7 +97,7 @@ impl Plane {
         TokenList { tokens }
     }
 
-    /// Takes a token away.
+    /// Revokes a token.
     pub(crate) async fn delete_token(&self, actor: &Actor, id: &str) -> Result<(), Fault> {
         let writing = self.begin().await;
         let found = self

@@ -1,4 +1,4 @@
-//! What is answered to questions.
+//! The views that the API returns.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,16 +17,17 @@ use casemate_trust::name::Name;
 use serde_json::Value;
 
 use super::catalog::is_removed;
-use super::held::{Held, NodeRow};
+use super::held::Held;
 use super::presence::Presence;
+use super::rows::NodeRow;
 use super::{Actor, Plane, health, now, stopped};
 use crate::fault::Fault;
 
-/// Longest text of a node's word on its machine in a list, characters.
+/// Longest text of a node's report on its machine in a list, characters.
 const MAX_MACHINE_CHARS: usize = 200;
 
 impl Plane {
-    /// What everybody may know.
+    /// The fleet as every client may see it.
     pub(crate) fn fleet(&self) -> FleetView {
         let held = self.held();
         let (first, last) = (
@@ -51,8 +52,8 @@ impl Plane {
         }
     }
 
-    /// What a lease says is the newest, for a node of this pool: of the tenants whose manifests list something for the pool,
-    /// and of those of which the node has a manifest.
+    /// The versions that a lease for a node of this pool names as the newest: of the tenants whose
+    /// manifests list a function for the pool, and of those of which the node has a manifest.
     pub(crate) fn claims(&self, node: &Name, pool: &Name) -> Claims {
         let held = self.held();
         let has: BTreeSet<TenantId> = self
@@ -124,7 +125,7 @@ impl Plane {
         }
     }
 
-    /// One tenant with what was signed.
+    /// One tenant with its statements.
     pub(crate) fn tenant(&self, id: &TenantId) -> Result<TenantView, Fault> {
         let held = self.held();
         let state = tenant_state(&held, id)?;
@@ -148,7 +149,7 @@ impl Plane {
         })
     }
 
-    /// What the nodes made of a tenant's newest manifest.
+    /// The nodes' state with regard to a tenant's newest manifest.
     pub(crate) fn tenant_status(&self, id: &TenantId) -> Result<TenantStatus, Fault> {
         let held = self.held();
         let state = tenant_state(&held, id)?;
@@ -177,8 +178,10 @@ impl Plane {
                 .any(|wanted| wanted.pools.contains(pool))
         };
         let nodes = held.nodes.values().filter(|node| runs_in(&node.pool));
-        status.stopped_credentials =
-            stopped::of_tenant(&self.presence, nodes.clone(), id, manifest, now());
+        let stopped = nodes
+            .clone()
+            .map(|node| (node, self.presence.stopped(&node.name, id)));
+        status.stopped_credentials = stopped::of_tenant(stopped, id, manifest, now());
         status.nodes = nodes
             .map(|node| progress(&self.presence, node, id))
             .collect();
@@ -296,7 +299,7 @@ fn node_summary(presence: &Presence, node: &NodeRow) -> NodeSummary {
     })
 }
 
-/// What a node's status says of its machine, cut to what a list shows.
+/// A node's report on its machine, cut to the length of a list.
 fn machine(status: &Value) -> Option<MachineView> {
     let text = |value: &Value| {
         let text = value.as_str()?;
@@ -323,7 +326,8 @@ fn machine(status: &Value) -> Option<MachineView> {
     })
 }
 
-/// Whether a node runs what it ran before, since it cannot load what the manifest wants.
+/// Whether a node keeps running the earlier release because it cannot load the one that the
+/// manifest wants.
 fn cannot_load(node: &NodeProgress, function: &Name) -> bool {
     node.refused.as_ref().is_some_and(|refused| {
         casemate_push::is_not_loaded(&refused.code, &refused.message, function.as_str())

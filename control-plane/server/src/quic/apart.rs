@@ -1,5 +1,5 @@
-//! Which version of the protocol is spoken; and nodes that have none in common with this control plane: they are told, and so
-//! is the operator.
+//! The version of the protocol; and nodes that have none in common with this control plane: the
+//! node and the operator learn the reason.
 
 use std::net::SocketAddr;
 
@@ -8,15 +8,17 @@ use casemate_trust::key::PublicKey;
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, RecvStream};
 
-use super::connection::{Ending, FIRST_WORD, Gone, Shell, Stop};
+use super::ending::{Ending, Gone, Stop};
+use super::shell::{FIRST_WORD, Shell};
 
-/// What the handshake has agreed on.
+/// The version that the handshake has agreed on.
 pub(super) fn agreed(connection: &Connection, versions: Versions) -> Option<Agreed> {
     let data = connection.handshake_data()?.downcast::<HandshakeData>();
     versions.agreed(data.ok()?.protocol.as_deref()?)
 }
 
-/// Reads what the node speaks, keeps it for whoever lists the nodes, and says why the connection ends.
+/// Reads the node's hello, records it for the list of nodes, and sends the reason why the
+/// connection ends.
 pub(super) async fn part(
     shell: &Shell,
     address: SocketAddr,

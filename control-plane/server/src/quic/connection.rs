@@ -1,94 +1,36 @@
 //! One node's connection: bytes in, events handled, frames out, all in one task that never waits for the node.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_push::bundle::Header;
-use casemate_push::{
-    Agreed, ControlEnd, ControlEvent, Member, Transmit, Versions, Violation, close,
-};
+use casemate_push::{Agreed, ControlEnd, ControlEvent, Member, Transmit, close};
 use casemate_trust::id::Digest;
 use casemate_trust::key::PublicKey;
 use casemate_trust::lease::Lease;
 use casemate_trust::statement::Statement as _;
-use futures_util::StreamExt as _;
 use quinn::{Connecting, Connection, RecvStream, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::arrivals::Arrival;
-use crate::keys::Keys;
 use crate::places::network;
-use crate::plane::{Joining, Plane, Unwelcome, Visit};
+use crate::plane::{Joining, Unwelcome, Visit};
 use crate::tls;
 
-use super::apart;
-use super::seat::{Seat, Seats};
+use super::ending::{Ending, Gone, Stop, duplicate, evicted, revoked};
+use super::seat::Seat;
+use super::shell::{FIRST_WORD, Shell};
 use super::watch::{NoCatalog, watch};
+use super::{apart, send};
 
-/// Until the handshake is done, and again until the node has opened its stream and said its first message.
-pub(super) const FIRST_WORD: Duration = Duration::from_secs(10);
-/// How long a stranger may wait for the operator on one connection.
+/// How long a stranger's connection may wait for the operator.
 const STRANGER_TIME: Duration = Duration::from_secs(10 * 60);
-/// For a last message to arrive before the connection is closed.
+/// Time limit for a last message before the connection is closed.
 const LAST_WORD: Duration = Duration::from_secs(2);
 /// Bytes that are read at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// Bundles give way to statements, and images to both.
-const BUNDLE_PRIORITY: i32 = -1;
-const IMAGE_PRIORITY: i32 = -2;
-
-/// What a connection works with.
-pub(super) struct Shell {
-    pub(super) plane: Arc<Plane>,
-    pub(super) keys: Arc<Keys>,
-    pub(super) versions: Versions,
-    pub(super) seats: Seats,
-    pub(super) stopping: CancellationToken,
-}
-
-/// Why a connection is closed by us.
-pub(super) struct Ending {
-    code: u32,
-    reason: String,
-}
-
-impl Ending {
-    pub(super) fn new(code: u32, reason: impl Into<String>) -> Self {
-        let reason = reason.into();
-        Self { code, reason }
-    }
-}
-
-impl From<Violation> for Ending {
-    fn from(violation: Violation) -> Self {
-        Self::new(violation.close_code(), violation.to_string())
-    }
-}
-
-/// The other end has gone.
-pub(super) struct Gone;
-
-pub(super) enum Stop {
-    Ending(Ending),
-    Gone,
-}
-
-impl<T: Into<Ending>> From<T> for Stop {
-    fn from(ending: T) -> Self {
-        Self::Ending(ending.into())
-    }
-}
-
-impl From<Gone> for Stop {
-    fn from(_: Gone) -> Self {
-        Self::Gone
-    }
-}
-
 impl Shell {
     /// Serves the connection. `arrival` is its slot until its key is known.
     pub(super) async fn run(self, connecting: Connecting, arrival: Arrival) {
@@ -181,24 +123,6 @@ impl Shell {
     }
 }
 
-fn revoked() -> Ending {
-    Ending::new(close::REVOKED, "the node was revoked")
-}
-
-fn duplicate() -> Ending {
-    Ending::new(
-        close::DUPLICATE,
-        "another machine with this node's key is connected: its disk was copied; give one of them a state folder of its own",
-    )
-}
-
-fn evicted() -> Ending {
-    Ending::new(
-        close::TOO_MANY,
-        "newer connections of keys that nobody knows took the slot; try again",
-    )
-}
-
 /// The client's key, which its handshake has proven.
 fn peer_key(connection: &Connection) -> Option<PublicKey> {
     let identity = connection
@@ -209,7 +133,7 @@ fn peer_key(connection: &Connection) -> Option<PublicKey> {
 }
 
 enum Stage {
-    /// Holds its slot until it goes or is admitted.
+    /// Holds its slot until it disconnects or is admitted.
     Stranger(Seat),
     Member(Member, Visit),
 }
@@ -218,19 +142,20 @@ struct Talk {
     shell: Shell,
     connection: Connection,
     key: PublicKey,
-    /// Of the protocol, as the handshake has agreed.
+    /// Version of the protocol that the handshake has agreed on.
     version: u16,
     send: SendStream,
     recv: RecvStream,
     control: ControlEnd,
     stage: Stage,
     changes: watch::Receiver<u64>,
-    /// A frame on its way, and how much of it is written.
+    /// The frame that is being sent, and how much of it is written.
     pending: Vec<u8>,
     written: usize,
     bundles: JoinSet<()>,
     image_pieces: JoinSet<()>,
-    /// For the first message, or a stranger's patience; members have none after their hello.
+    /// Time limit for the first message, or for a stranger's wait; members have none after their
+    /// hello.
     deadline: Instant,
 }
 
@@ -260,7 +185,7 @@ impl Talk {
         }
     }
 
-    /// Waits for whatever comes first, and deals with it.
+    /// Waits for the first event, and handles it.
     async fn step(&mut self) -> Result<(), Stop> {
         self.fill().await?;
         let is_waiting = self.written < self.pending.len();
@@ -275,7 +200,8 @@ impl Talk {
             read = self.recv.read_chunk(CHUNK_BYTES, true) => {
                 let chunk = read.ok().flatten().ok_or(Gone)?;
                 self.control.receive(&chunk.bytes)?;
-                // What the node asks for may follow from the end of a stream that it has noticed already.
+                // The node's requests may follow from the end of a stream that it has noticed
+                // already.
                 while self.bundles.try_join_next().is_some() {
                     self.control.bundle_done();
                 }
@@ -317,7 +243,7 @@ impl Talk {
         }
     }
 
-    /// Puts the next frame in front of the stream.
+    /// Writes the next frame to the stream.
     async fn fill(&mut self) -> Result<(), Stop> {
         while self.written == self.pending.len() {
             let before = self.control.synced();
@@ -355,7 +281,7 @@ impl Talk {
         Ok(())
     }
 
-    /// A stranger may have become a member.
+    /// Checks whether a stranger has become a member.
     fn notice_admission(&mut self) -> Result<(), Stop> {
         if matches!(self.stage, Stage::Stranger(_))
             && let Some(member) = self.shell.plane.member(&self.key)
@@ -366,7 +292,8 @@ impl Talk {
         Ok(())
     }
 
-    /// Hands a revoked node the root's list that names it, so that its vault forgets the pool's keys; whether it is named.
+    /// Sends a revoked node the root's list that names it, so that its vault forgets the pool's
+    /// keys; returns whether the list names it.
     async fn tell_revoked(&mut self) -> bool {
         let Some(list) = self.shell.plane.revocation(&self.key) else {
             return false;
@@ -376,7 +303,8 @@ impl Talk {
         true
     }
 
-    /// Writes the rest of the frame that is on its way and the next one, and ends the stream, in bounded time.
+    /// Writes the rest of the current frame and the next one, and ends the stream, within a time
+    /// limit.
     async fn last_word(&mut self) {
         let said = async {
             let rest = &self.pending[self.written..];
@@ -468,7 +396,8 @@ impl Talk {
                 self.send_image_piece(&member, digest, offset, bytes)
                     .await?;
             }
-            // It may have cost the reading of a large manifest: others go first.
+            // The event may have caused the reading of a large manifest: other connections go
+            // first.
             ControlEvent::FetchObjects => tokio::task::yield_now().await,
             ControlEvent::Lease { nonce } => {
                 let lease = Lease {
@@ -508,41 +437,19 @@ impl Talk {
             }
             None => None,
         };
-        let Some((total, mut content)) = found else {
+        let Some((total, content)) = found else {
             return Ok(self.control.bundle_unavailable(&digest)?);
         };
-        let connection = self.connection.clone();
-        self.bundles.spawn(async move {
-            let sent = async {
-                let mut stream = connection.open_uni().await?;
-                stream.set_priority(BUNDLE_PRIORITY).ok();
-                stream
-                    .write_all(
-                        &Header {
-                            digest,
-                            offset,
-                            total,
-                        }
-                        .to_bytes(),
-                    )
-                    .await?;
-                while let Some(chunk) = content.next().await {
-                    stream
-                        .write_chunk(chunk.map_err(std::io::Error::other)?)
-                        .await?;
-                }
-                stream.finish()?;
-                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
-            };
-            if let Err(error) = sent.await {
-                tracing::debug!(%digest, %error, "a bundle was not sent to its end");
-            }
-        });
+        let header = Header {
+            digest,
+            offset,
+            total,
+        };
+        self.bundles
+            .spawn(send::bundle(self.connection.clone(), header, content));
         Ok(())
     }
-}
 
-impl Talk {
     async fn send_image_piece(
         &mut self,
         member: &Member,
@@ -554,33 +461,21 @@ impl Talk {
         let found = plane
             .image_piece(&member.pool, &digest, offset, bytes)
             .await;
-        let Some((total, mut content)) = found.ok().flatten() else {
+        let Some((total, content)) = found.ok().flatten() else {
             return Ok(self.control.image_unavailable(&digest)?);
         };
-        let connection = self.connection.clone();
-        self.image_pieces.spawn(async move {
-            let header = Header {
-                digest,
-                offset,
-                total,
-            };
-            let sent = async {
-                let mut stream = connection.open_uni().await?;
-                stream.set_priority(IMAGE_PRIORITY).ok();
-                stream.write_all(&header.to_bytes()).await?;
-                tokio::io::copy(&mut content, &mut stream).await?;
-                stream.finish()?;
-                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
-            };
-            if let Err(error) = sent.await {
-                tracing::debug!(%digest, offset, %error, "a piece of an image was not sent to its end");
-            }
-        });
+        let header = Header {
+            digest,
+            offset,
+            total,
+        };
+        self.image_pieces
+            .spawn(send::image_piece(self.connection.clone(), header, content));
         Ok(())
     }
 }
 
-/// Waits until this connection has to go.
+/// Waits until this connection has to close.
 async fn closed_by_us(closing: Option<&mut watch::Receiver<Option<u32>>>) -> u32 {
     match closing {
         Some(closing) => match closing.wait_for(Option::is_some).await {
@@ -591,7 +486,7 @@ async fn closed_by_us(closing: Option<&mut watch::Receiver<Option<u32>>>) -> u32
     }
 }
 
-/// Waits until the slot of a stranger is another's.
+/// Waits until a stranger has lost its slot.
 async fn lost_slot(seat: Option<&Seat>) {
     match seat {
         Some(seat) => seat.evicted().await,

@@ -2,7 +2,10 @@
 
 mod apart;
 mod connection;
+mod ending;
 mod seat;
+mod send;
+mod shell;
 mod watch;
 
 use std::net::{SocketAddr, UdpSocket};
@@ -29,47 +32,53 @@ use crate::tls;
 
 use seat::Seats;
 
-/// A node is missed after this long without a word.
+/// A node without any packet for this long is considered disconnected.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Ours and the node's: three may be lost.
+/// Interval of keep-alive packets of both sides: three may be lost.
 const KEEP_ALIVE: Duration = Duration::from_secs(8);
-/// The one stream that a node opens.
+/// A node opens one stream.
 const NODE_STREAMS: u32 = 1;
-/// What a node may have on its way to us, bytes: hellos and log batches, a quarter of a frame at a time.
+/// Bytes that a node may have in transit to the control plane: hellos and log batches, a quarter of
+/// a frame at a time.
 const RECEIVE_WINDOW: u32 = 1024 * 1024;
-/// What we may have on its way to a node, bytes.
+/// Bytes that the control plane may have in transit to a node.
 const SEND_WINDOW: u64 = 8 * 1024 * 1024;
-/// Handshakes under way that we keep state for.
+/// Handshakes in progress whose state is kept.
 const MAX_INCOMING: usize = 512;
-/// What a handshake may send before it is done, bytes.
+/// Bytes that a handshake may send before it is done.
 const INCOMING_BYTES: u64 = 16 * 1024;
-/// With more connections than this, an address has to prove that it receives before it costs anything.
+/// With more connections than this, an address has to prove that it receives packets before it gets
+/// any state.
 const CONNECTIONS_WITHOUT_PROOF: usize = 64;
 /// Connections at a time: every node, newcomers, strangers, and those that are about to close.
 const MAX_CONNECTIONS: usize = casemate_api::limits::MAX_NODES + 2000;
-/// Handshakes at a time, which is to say connections whose key is not known yet; a new one evicts an old one. Well below
-/// what is left beside the nodes, which keep their room.
+/// Handshakes at a time, that is, connections whose key is not known yet; a new one evicts an old
+/// one. The number is well below what is left besides the nodes, which keep their slots.
 const MAX_HANDSHAKES: usize = 512;
-/// Of them from one address: a site whose nodes all come back at once.
+/// Handshakes from one address: a site whose nodes all reconnect at once.
 const MAX_HANDSHAKES_FROM_ADDRESS: usize = MAX_HANDSHAKES / 2;
-/// Connections of members at a time that have not said hello: none of them can be held by a stranger.
+/// Connections of members at a time that have not sent their hello: no stranger can hold one of
+/// them.
 const MAX_SILENT_MEMBERS: usize = 1024;
-/// Of them of one node: its newest, and those that it has given up and we have not noticed yet.
+/// Such connections of one node: its newest, and those that it has given up and whose end is not
+/// noticed yet.
 const MAX_SILENT_OF_NODE: usize = 4;
-/// Connections at a time whose key nobody knows and which have shown no registered join token; a new one evicts an old one.
+/// Connections at a time whose key is unknown and which have shown no registered join token; a new
+/// one evicts an old one.
 const MAX_STRANGERS: usize = 128;
-/// Of them from one address.
+/// Such connections from one address.
 const MAX_STRANGERS_FROM_ADDRESS: usize = 16;
 /// Connections at a time of newcomers whose join request was made with a registered token, and which wait for the operator.
 const MAX_JOINING: usize = 256;
-/// Of them of one key.
+/// Such connections of one key.
 const MAX_JOINING_OF_KEY: usize = 2;
-/// Between two stateless resets (RFC 9000, section 10.3), which tell nodes that the control plane has restarted: a thousand a
-/// second, and none is longer than what it answers.
+/// Least time between two stateless resets (RFC 9000, section 10.3), which tell nodes that the
+/// control plane has restarted: a thousand a second, and none is longer than the packet that it
+/// answers.
 const RESET_INTERVAL: Duration = Duration::from_millis(1);
-/// Length of our connection ids, bytes.
+/// Length of the connection ids, bytes.
 const CONNECTION_ID_BYTES: usize = 8;
-/// How long the goodbyes of a stop may take.
+/// Time limit for closing the connections at a stop.
 const GOODBYE: Duration = Duration::from_secs(3);
 
 /// Opens the socket; it answers nothing before [`serve`].
@@ -132,8 +141,8 @@ impl SocketKeys {
     }
 }
 
-/// Random connection ids, any of which may be one of ours from before a restart: so a stateless reset, whose key is kept,
-/// tells the node at once. quinn's own generator would not recognise them.
+/// Random connection ids, any of which may be from before a restart: a stateless reset, whose key
+/// is kept, then reaches the node at once. quinn's own generator would not recognise them.
 #[derive(Debug)]
 struct RandomIds;
 
@@ -183,10 +192,10 @@ pub(crate) async fn serve(
         if open >= MAX_CONNECTIONS {
             incoming.refuse();
         } else if open > CONNECTIONS_WITHOUT_PROOF && !incoming.remote_address_validated() {
-            // An error means that the packet is already answered with a retry: nothing is left to do.
+            // An error means that the packet is already answered with a retry.
             incoming.retry().ok();
         } else if let Some(arrival) = handshakes.arrive(network(incoming.remote_address().ip())) {
-            let driver = connection::Shell {
+            let driver = shell::Shell {
                 plane: Arc::clone(&plane),
                 keys: Arc::clone(&keys),
                 versions,
@@ -197,7 +206,7 @@ pub(crate) async fn serve(
                 tracker.spawn(driver.run(connecting, arrival));
             }
         } else {
-            // Not answered, so that a node asks again a second later.
+            // The packet is not answered, so that the node tries again a second later.
             incoming.ignore();
         }
     }

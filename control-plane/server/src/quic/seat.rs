@@ -1,6 +1,5 @@
-//! What a node's connection counts against, from the end of its handshake until it has said hello.
-//! Then it takes the place of the node's connection before, and there are as many as there are
-//! nodes.
+//! The limits that a node's connection counts against, from the end of its handshake until its
+//! hello. Then it replaces the node's earlier connection, so that there are as many as nodes.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,14 +10,14 @@ use tokio_util::sync::CancellationToken;
 use crate::arrivals::{Arrival, Arrivals};
 use crate::places::{Place, Places};
 
-/// The slots that connections whose key is known share.
+/// The slots that connections with a known key share.
 #[derive(Debug, Clone)]
 pub(super) struct Seats {
-    /// Members that have not said hello.
+    /// Members that have not sent their hello.
     pub(super) members: Arc<Places<PublicKey>>,
-    /// Keys that nobody knows.
+    /// Unknown keys.
     pub(super) strangers: Arc<Arrivals>,
-    /// Those of them that have shown a registered join token.
+    /// Unknown keys that have shown a registered join token.
     pub(super) joining: Arc<Places<PublicKey>>,
 }
 
@@ -54,7 +53,7 @@ impl Seat {
         }
     }
 
-    /// Waits until the slot is another's.
+    /// Waits until the slot is lost.
     pub(super) async fn evicted(&self) {
         let evicted: Option<CancellationToken> = match self {
             Self::Stranger(arrival) => Some(arrival.evicted().clone()),

@@ -1,4 +1,4 @@
-//! What is left of a connection that was replaced, and what a stranger may see.
+//! Watches a replaced connection; and the empty catalog of strangers.
 
 use std::time::Duration;
 
@@ -6,23 +6,23 @@ use casemate_trust::name::Name;
 use quinn::Connection;
 
 use super::KEEP_ALIVE;
-use super::connection::Shell;
+use super::shell::Shell;
 
-/// For what a node sent before it connected anew to arrive.
+/// Time for packets to arrive that a node sent before it reconnected.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
-/// For a sign of life after that: more than [`KEEP_ALIVE`], with which we ask for one.
+/// Time for a sign of life after that: more than [`KEEP_ALIVE`], which requests one.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(KEEP_ALIVE.as_secs() + 4);
-/// Between two looks for one.
+/// Interval between two checks for one.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
-/// A connection that was replaced is not closed before it is known whether somebody is still there: a node has one at a
-/// time, so that a sign of life is another machine's.
+/// A replaced connection is not closed before it is known whether its other end is alive: a node
+/// has one connection at a time, so that a sign of life is another machine's.
 pub(super) async fn watch(connection: &Connection, shell: &Shell, node: &Name) {
     let plane = &shell.plane;
     if !plane.begin_watch(node) {
         return;
     }
     let signs = async {
-        // What was on its way when the node connected anew proves nothing.
+        // Packets that were in transit when the node reconnected prove nothing.
         tokio::time::sleep(ON_ITS_WAY).await;
         let received = || connection.stats().udp_rx.datagrams;
         let before = received();
@@ -39,7 +39,7 @@ pub(super) async fn watch(connection: &Connection, shell: &Shell, node: &Name) {
     plane.end_watch(node, is_alive.then_some(address)).await;
 }
 
-/// What a stranger may see.
+/// The statements that a stranger may see: none.
 pub(super) struct NoCatalog;
 
 impl casemate_push::Catalog for NoCatalog {

@@ -56,7 +56,8 @@ impl Control {
         control
     }
 
-    /// On the state folder of an earlier program, in `state` of this folder, which has the operator's token too.
+    /// A control plane on the state folder of an earlier program, in `state` of this folder, which
+    /// has the operator's token too.
     pub async fn of_earlier(folder: tempfile::TempDir) -> Self {
         let operator = std::fs::read_to_string(folder.path().join("operator.token")).unwrap();
         let keys = std::fs::read(folder.path().join("state/public.json")).unwrap();
@@ -128,7 +129,7 @@ pub fn config(state: &Path) -> Config {
     }
 }
 
-/// Records of refused tries: who, what, to what.
+/// Records of refused requests: client, action, object.
 pub async fn refused(control: &Control) -> Vec<(String, String, String)> {
     let page: AuditPage = control.operator().get("/v1/audit").await.ok().json();
     AuditRecord::verify(None, &page.records).unwrap();
@@ -149,7 +150,7 @@ pub async fn refused_as(control: &Control, action: &str) -> Vec<String> {
         .collect()
 }
 
-/// Waits until something is so.
+/// Waits until a condition holds.
 pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let waiting = async {
         while !is_so().await {

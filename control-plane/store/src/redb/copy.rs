@@ -1,5 +1,5 @@
-//! A store in another place: read as it was at one moment while commits go on, and written anew
-//! with the revisions that its entries had.
+//! Copies a store: reads it as of one moment while commits continue, and writes it again with the
+//! revisions of its entries.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,36 +9,36 @@ use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMet
 use super::{DATA, Failure, META, META_ID, META_REVISION, Redb, begin, entry, open, read_revision};
 use crate::{Entry, StoreError, StoreId};
 
-/// What a store holds at one moment.
+/// The contents of a store at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Contents {
-    /// Which store that is.
+    /// The store's id.
     pub id: StoreId,
     /// The newest revision.
     pub revision: u64,
-    /// How many entries follow.
+    /// Number of entries that follow.
     pub entries: u64,
 }
 
-/// Takes what [`Redb::read_all`] reads: first the contents, then each entry in the order of their
+/// Receives what [`Redb::read_all`] reads: first the contents, then each entry in the order of
 /// keys.
 pub trait Sink {
-    /// The beginning.
+    /// Receives the contents.
     ///
     /// # Errors
-    /// Nothing more can be taken.
+    /// Receiving failed.
     fn begin(&mut self, contents: &Contents) -> io::Result<()>;
 
     /// An entry.
     ///
     /// # Errors
-    /// Nothing more can be taken.
+    /// Receiving failed.
     fn entry(&mut self, entry: Entry) -> io::Result<()>;
 }
 
 impl Redb {
-    /// Gives `sink` everything as it is at one moment, whatever is committed meanwhile. The inner
-    /// error is the sink's.
+    /// Passes the whole store as of one moment to `sink`, whatever is committed meanwhile. The
+    /// inner error is the sink's.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -71,8 +71,8 @@ impl Redb {
     }
 }
 
-/// A store that is written from another one's entries. It is one when [`StoreCopy::finish`] has
-/// returned.
+/// A store that is written from the entries of another one. It is complete when
+/// [`StoreCopy::finish`] has returned.
 #[derive(Debug)]
 pub struct StoreCopy {
     path: PathBuf,
@@ -103,7 +103,7 @@ impl StoreCopy {
     /// Writes some entries.
     ///
     /// # Errors
-    /// The disk.
+    /// The disk failed.
     pub fn write(&self, entries: &[Entry]) -> Result<(), StoreError> {
         let write = || {
             let transaction = self.database.begin_write()?;
@@ -120,10 +120,10 @@ impl StoreCopy {
         write().map_err(|failure: Failure| failure.named(&self.path))
     }
 
-    /// Writes the revision: from now on the file is the store that it was copied from.
+    /// Writes the revision: from now on the file is a copy of the original store.
     ///
     /// # Errors
-    /// Entries are missing, or the disk.
+    /// Entries are missing, or the disk failed.
     pub fn finish(self) -> Result<(), StoreError> {
         let Contents {
             revision, entries, ..
@@ -146,11 +146,11 @@ impl StoreCopy {
     }
 }
 
-/// Makes a copy a store of its own. What comes after it in the two has the same revisions and is
-/// not the same: whoever knows the other store must not take one for the other.
+/// Gives a copy an id of its own. From then on the two stores have different contents under the
+/// same revisions, so a client of one must not mistake the other for it.
 ///
 /// # Errors
-/// Locked, damaged, or the disk.
+/// The store is locked or damaged, or the disk failed.
 pub fn set_id(path: &Path, id: StoreId) -> Result<(), StoreError> {
     let database = open(path, |builder, path| builder.create(path))?;
     let write = || {
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
     use crate::{Change, Store as _};
 
-    /// Writes into a copy as entries come; `at` is called before the second of them.
+    /// Writes entries into a copy as they come; calls `at` before the second of them.
     struct Writer<F> {
         path: PathBuf,
         copy: Option<StoreCopy>,

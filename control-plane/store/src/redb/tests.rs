@@ -43,7 +43,7 @@ async fn everything_is_there_after_opening_again() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_locked_says_so() {
+async fn a_locked_store_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let _first = store(&folder);
     let second = Redb::open(&folder.path().join("store"), ID);
@@ -93,7 +93,7 @@ async fn a_damaged_file_is_found_when_it_is_opened() {
     );
 }
 
-/// A file on a disk that is full while `IS_FULL`.
+/// A file on a disk that is full while `IS_FULL` is set.
 #[derive(Debug)]
 struct FullDisk(FileBackend);
 
@@ -148,8 +148,7 @@ async fn a_full_disk_loses_nothing_and_ends_when_there_is_room() {
     assert_eq!(put(&store, "after", b"2").await.unwrap(), 2);
 }
 
-/// A disk that does what it is asked and says that it did not, for one of the syncs after
-/// [`FAILS_IN`] was set.
+/// A disk that carries out one sync after [`FAILS_IN`] was set, but reports a failure.
 #[derive(Debug)]
 struct Liar(FileBackend);
 
@@ -177,8 +176,8 @@ impl StorageBackend for Liar {
     }
 }
 
-/// Whoever was told that a commit has failed is told the truth, also where the disk has taken all
-/// of it.
+/// If a caller learns that a commit has failed, the commit has changed nothing, even where the disk
+/// has taken all of it.
 #[tokio::test]
 async fn a_commit_that_failed_has_changed_nothing_wherever_it_failed() {
     let create: Create = |builder, path| {
@@ -207,7 +206,7 @@ async fn a_commit_that_failed_has_changed_nothing_wherever_it_failed() {
         };
         assert!(matches!(error, StoreError::Io { .. }), "{error}");
         failed += 1;
-        // What somebody finds who reads the file as it is.
+        // The state that a reader of the file finds.
         let copied = folder.path().join("copy");
         fs::copy(&path, &copied).unwrap();
         let there = Redb::open(&copied, ID).unwrap();
@@ -228,6 +227,6 @@ async fn a_commit_that_failed_has_changed_nothing_wherever_it_failed() {
     }
     assert!(
         failed > 0 && made > 0,
-        "{failed} failed, {made} were made all the same"
+        "{failed} commits failed, {made} succeeded"
     );
 }

@@ -10,18 +10,18 @@ use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, OptionCode};
 /// Milliseconds of a clock that does not jump.
 pub(super) type Millis = u64;
 
-/// Between the first try and the second; twice as long after each (RFC 2131, 4.1, begins with 4 s:
-/// a node has no time).
+/// Pause between the first try and the second; it doubles with each try. RFC 2131, 4.1, begins with
+/// 4 s, which is too long for a starting node.
 const FIRST_RETRY_MS: Millis = 500;
 const LONGEST_RETRY_MS: Millis = 32_000;
-/// A request that is not answered so often begins anew.
+/// Unanswered requests after which the client begins anew.
 const REQUESTS: u32 = 4;
-/// A lease for less would have us ask without a pause.
+/// A shorter lease would make the client renew without a pause.
 const SHORTEST_LEASE_SECS: u32 = 60;
 /// Most servers of each kind that are kept.
 const MAX_SERVERS: usize = 4;
 
-/// Of an answer: what kind it is, and where its options begin, after a number that says so.
+/// Values of an answer: its kind, and the magic number in front of its options.
 const REPLY: u8 = 2;
 const COOKIE_OFFSET: usize = 236;
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
@@ -29,7 +29,7 @@ const OPTIONS_OFFSET: usize = COOKIE_OFFSET + COOKIE.len();
 const PAD: u8 = 0;
 const END: u8 = 255;
 
-/// What a server has given us.
+/// A lease from a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Lease {
     pub(super) address: Ipv4Addr,
@@ -42,8 +42,8 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    /// Whether both give the machine the same place in the network, whoever gave it and for however
-    /// long.
+    /// Whether both leases give the machine the same place in the network, whatever their server
+    /// and duration.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         let place = |lease: &Self| (lease.address, lease.prefix, lease.gateway);
         place(self) == place(other)
@@ -52,14 +52,14 @@ impl Lease {
     }
 }
 
-/// What is to be done.
+/// An effect that the caller carries out.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// Broadcast this.
+    /// Broadcast this packet.
     Send(Vec<u8>),
-    /// The address is ours, or still ours.
+    /// The address is ours, or stays ours.
     Bound(Lease),
-    /// It is not ours any more.
+    /// The address is no longer ours.
     Lost,
 }
 
@@ -70,19 +70,21 @@ enum State {
     Bound { lease: Lease, until: Millis },
 }
 
-/// See the module.
+/// A DHCPv4 client as a state machine: the caller feeds [`Client::tick`] and [`Client::receive`]
+/// and carries out the effects that they return.
 #[derive(Debug)]
 pub(super) struct Client {
     hardware: [u8; 6],
     transaction: u32,
     state: State,
     tries: u32,
-    /// When something is to be said again.
+    /// When the next message is due.
     next: Millis,
 }
 
 impl Client {
-    /// `transaction` is random, so that nobody who does not hear us can answer.
+    /// Makes a client. `transaction` is random, so that only a machine that sees our packets can
+    /// answer them.
     pub(super) fn new(hardware: [u8; 6], transaction: u32, now: Millis) -> Self {
         Self {
             hardware,
@@ -93,12 +95,12 @@ impl Client {
         }
     }
 
-    /// When [`Client::tick`] has something to do.
+    /// When [`Client::tick`] is due.
     pub(super) fn next(&self) -> Millis {
         self.next
     }
 
-    /// Time has passed.
+    /// Advances the time.
     pub(super) fn tick(&mut self, now: Millis) -> Vec<Effect> {
         if now < self.next {
             return Vec::new();
@@ -123,12 +125,12 @@ impl Client {
         effects
     }
 
-    /// A packet has come.
+    /// Takes a packet.
     pub(super) fn receive(&mut self, packet: &[u8], now: Millis) -> Vec<Effect> {
         let Some((kind, lease)) = self.read(packet) else {
             return Vec::new();
         };
-        // Nobody is asked while a lease is well, so nobody has a say in it.
+        // An answer counts only after a request; while a lease is valid, none is open.
         let was_asked = self.tries > 0;
         match (&self.state, kind) {
             (State::Selecting, MessageType::Offer) => {
@@ -141,7 +143,7 @@ impl Client {
             {
                 self.bind(lease, now)
             }
-            // Renewed by whoever knows of it: ours may have gone.
+            // Any server that knows the lease may renew it: the original server may be gone.
             (State::Bound { lease: held, .. }, MessageType::Ack)
                 if was_asked && held.address == lease.address =>
             {
@@ -163,7 +165,8 @@ impl Client {
 
     fn bind(&mut self, lease: Lease, now: Millis) -> Vec<Effect> {
         let seconds = Millis::from(lease.seconds);
-        // Half of it, after which it is asked for again (T1), under another number.
+        // Half of the lease's time, after which the client renews it (T1), with a new transaction
+        // number.
         (self.tries, self.next) = (0, now + seconds * 500);
         self.transaction = self.transaction.wrapping_add(1);
         self.state = State::Bound {
@@ -179,7 +182,7 @@ impl Client {
         (self.tries, self.next) = (0, now);
     }
 
-    /// What is said in this state.
+    /// The message to send in this state.
     fn message(&self) -> Vec<u8> {
         let none = Ipv4Addr::UNSPECIFIED;
         let ours = match &self.state {
@@ -188,7 +191,7 @@ impl Client {
         };
         let mut message =
             Message::new_with_id(self.transaction, ours, none, none, none, &self.hardware);
-        // We have no address yet to which an answer could be sent.
+        // Before it has an address, the client can be answered only by broadcast.
         message.set_flags(Flags::default().set_broadcast());
         let options = message.opts_mut();
         match &self.state {
@@ -200,7 +203,7 @@ impl Client {
                 options.insert(DhcpOption::RequestedIpAddress(offer.address));
                 options.insert(DhcpOption::ServerIdentifier(offer.server));
             }
-            // To all servers: ours may have gone.
+            // To all servers: the original server may be gone.
             State::Bound { .. } => {
                 options.insert(DhcpOption::MessageType(MessageType::Request));
             }
@@ -215,7 +218,7 @@ impl Client {
         message.to_vec().expect("plain data has an encoding")
     }
 
-    /// An answer to us; nothing of another's.
+    /// Parses an answer to this client; an answer to another client is ignored.
     fn read(&self, packet: &[u8]) -> Option<(MessageType, Lease)> {
         let answer = Answer::read(packet)?;
         if answer.transaction != self.transaction || answer.hardware != self.hardware {
@@ -244,9 +247,8 @@ impl Client {
     }
 }
 
-/// The parts of an answer (RFC 2131, 2; RFC 2132) that count. The library that writes our packets
-/// asserts in its reader what a hostile server need not keep to: the length of a hardware address
-/// and of some options.
+/// The relevant parts of an answer (RFC 2131, 2; RFC 2132). The library that encodes our packets is
+/// not used to decode, because its reader asserts lengths that a hostile server controls.
 struct Answer<'a> {
     transaction: u32,
     address: Ipv4Addr,
@@ -287,7 +289,7 @@ impl<'a> Answer<'a> {
         self.options.get(&u8::from(code)).copied()
     }
 
-    /// The first few addresses of a list.
+    /// The first few addresses of a list option.
     fn addresses(&self, code: OptionCode) -> Vec<Ipv4Addr> {
         let bytes = self.option(code).unwrap_or_default();
         let (addresses, _) = bytes.as_chunks::<4>();
@@ -299,7 +301,7 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// An address that a machine can have.
+/// Whether an address can belong to a host.
 fn is_host(address: Ipv4Addr) -> bool {
     !(address.is_unspecified()
         || address.is_broadcast()
@@ -307,7 +309,7 @@ fn is_host(address: Ipv4Addr) -> bool {
         || address.is_loopback())
 }
 
-/// The length of a mask whose ones come first.
+/// The length of a mask, if its ones all come first.
 fn prefix(mask: Ipv4Addr) -> Option<u8> {
     let bits = mask.to_bits();
     let length = bits.leading_ones();
@@ -323,7 +325,7 @@ mod tests {
 
     const HARDWARE: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
 
-    /// What a server answers.
+    /// Builds a server's answer.
     fn answer(to: &[u8], kind: MessageType, edit: impl FnOnce(&mut Message)) -> Vec<u8> {
         let asked = Message::decode(&mut Decoder::new(to)).unwrap();
         let mut message = Message::default();
@@ -459,7 +461,7 @@ mod tests {
     #[test]
     fn a_lease_that_is_well_is_nobodys_business() {
         let mut client = bound();
-        // The right number, address and server, and nothing was asked.
+        // The number, address and server are right, but there was no request.
         let request = client.message();
         for kind in [MessageType::Ack, MessageType::Nak] {
             assert_eq!(client.receive(&answer(&request, kind, |_| ()), 1000), []);

@@ -1,4 +1,4 @@
-//! What a node says of itself, as an operator reads it.
+//! A node's status in the form in which an operator reads it.
 
 use std::collections::BTreeSet;
 
@@ -7,10 +7,10 @@ use serde_json::Value;
 use crate::console::Problem;
 use crate::update::Health;
 
-/// Problems of a node that are shown: what a tenant can make many of must not fill the console.
+/// Most problems of a node on the page, so that a tenant cannot fill the console.
 const MAX_PROBLEMS: usize = 8;
 
-/// What the page says of a node.
+/// The lines of the page about a node.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Report {
     pub(super) state: String,
@@ -19,7 +19,7 @@ pub(super) struct Report {
     pub(super) problems: Vec<Problem>,
 }
 
-/// How the node is, for the trial of an image.
+/// The health of the node, for the trial of an image.
 pub(super) fn health(status: &Value) -> Health {
     Health {
         vault: status["vault"]["member"] == true,
@@ -28,16 +28,16 @@ pub(super) fn health(status: &Value) -> Health {
     }
 }
 
-/// Whether functions serve. A route alone is no proof: workers must start too.
+/// Whether functions are served. A route alone does not prove it: workers must start too.
 fn serves(status: &Value) -> bool {
     let state = &status["state"];
     let workers = |stage: &str| state["workers"][stage].as_u64().unwrap_or_default();
     let has_worker = ["spare", "loading", "serving"]
         .iter()
         .any(|stage| workers(stage) > 0);
-    // With no spares wanted, a worker is started by a request.
+    // Where no spares are wanted, a request starts a worker.
     let are_well = state["worker_failures"] == 0 && (has_worker || workers("starting") == 0);
-    // A node whose tenants have no function here lacks none.
+    // A node without functions needs no route.
     let has_route = routed(status) > 0 || functions(status).is_empty();
     state["gateway"]["up"] == true && are_well && has_route
 }
@@ -47,13 +47,13 @@ fn functions(status: &Value) -> &[Value] {
     functions.map_or(&[], Vec::as_slice)
 }
 
-/// Functions that callers reach.
+/// Number of functions that callers can reach.
 fn routed(status: &Value) -> usize {
     let is_routed = |function: &&Value| function["routed"].is_string();
     functions(status).iter().filter(is_routed).count()
 }
 
-/// Reads what a node says of itself.
+/// Translates a node's status into the lines of the page.
 pub(super) fn report(status: &Value, is_member: bool) -> Report {
     let empty = Vec::new();
     let functions = functions(status);
@@ -66,20 +66,20 @@ pub(super) fn report(status: &Value, is_member: bool) -> Report {
     if let (false, Some(why)) = (connected, because) {
         problems.insert(Problem::new(
             format!("the control plane is away: {why}"),
-            "check the network between here and the control plane; what runs goes on",
+            "check the network between here and the control plane; functions still serve",
         ));
     }
     if is_member && status["vault"]["lease_left_secs"].as_u64().unwrap_or(0) == 0 && !connected {
         problems.insert(Problem::new(
-            "no lease: functions are served, and credentials are not used",
-            "bring the control plane back; nothing is lost",
+            "no lease: functions serve, but credentials are not used",
+            "bring the control plane back; no state is lost",
         ));
     }
     let worker_failures = status["state"]["worker_failures"].as_u64().unwrap_or(0);
     if worker_failures > 0 {
         problems.insert(Problem::new(
-            format!("workers do not start ({worker_failures} in a row): functions answer as long as those that run"),
-            "the log says why a worker ended; memory may be short, or the kernel lacks a layer that `require` names",
+            format!("workers do not start ({worker_failures} in a row): functions answer only while their present workers run"),
+            "the log shows why a worker ended; memory may be short, or the kernel lacks a layer that `require` names",
         ));
     }
     for function in functions {
@@ -96,12 +96,14 @@ pub(super) fn report(status: &Value, is_member: bool) -> Report {
     if let Some(error) = vault_error {
         problems.insert(Problem::new(
             format!("the vault cannot start: {error}"),
-            "do what it says; it is started again and again until it can",
+            "follow this message; the vault is restarted until it starts",
         ));
     }
     let is_waiting = status["vault"]["member"] == false;
     let state = match (is_member, listening.is_empty(), routed) {
-        _ if vault_error.is_some() => "no vault: nothing uses a credential".to_owned(),
+        _ if vault_error.is_some() => {
+            "the vault does not run: credentials cannot be used".to_owned()
+        }
         _ if is_waiting => "waiting to be admitted: run `casemate node admit NAME`".to_owned(),
         (false, ..) | (_, true, _) => "starting the node".to_owned(),
         (true, ..) if worker_failures > 0 => "workers do not start".to_owned(),
@@ -174,7 +176,10 @@ mod tests {
         assert!(report(&status, false).state.contains("node admit"));
         status["vault"] = serde_json::json!({ "error": "vault.toml:1: unknown field" });
         let none = report(&status, false);
-        assert!(none.state.contains("no vault") && none.problems[0].what.contains("unknown field"));
+        assert!(
+            none.state.contains("the vault does not run")
+                && none.problems[0].what.contains("unknown field")
+        );
         status["vault"] = serde_json::json!({ "member": true });
         status["connected"] = false.into();
         status["disconnected_because"] = "no answer in time".into();

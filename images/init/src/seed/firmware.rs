@@ -1,4 +1,4 @@
-//! Files that the firmware hands over.
+//! Reads files that the firmware passes on.
 
 use std::fs;
 use std::path::Path;
@@ -12,11 +12,11 @@ const FW_CFG: &str = "/sys/firmware/qemu_fw_cfg/by_name/opt/casemate";
 const DMI: &str = "/sys/firmware/dmi/entries";
 /// OEM strings (SMBIOS 7.12).
 const OEM_STRINGS: u8 = 11;
-/// As systemd names them.
+/// Prefixes of the names, as systemd defines them.
 const TEXT: &str = "io.systemd.credential:casemate.";
 const BINARY: &str = "io.systemd.credential.binary:casemate.";
 
-/// From QEMU: a folder for each file, with its contents in `raw`.
+/// Files from QEMU: a folder for each file, with the contents in `raw`.
 pub(super) fn fw_cfg() -> Vec<(String, Vec<u8>)> {
     let Ok(entries) = fs::read_dir(FW_CFG) else {
         return Vec::new();
@@ -28,7 +28,7 @@ pub(super) fn fw_cfg() -> Vec<(String, Vec<u8>)> {
     entries.filter_map(|entry| file(entry.ok()?)).collect()
 }
 
-/// From SMBIOS.
+/// Files from SMBIOS.
 pub(super) fn smbios(page: &mut Page) -> Vec<(String, Vec<u8>)> {
     let Ok(entries) = fs::read_dir(DMI) else {
         return Vec::new();
@@ -45,7 +45,7 @@ pub(super) fn smbios(page: &mut Page) -> Vec<(String, Vec<u8>)> {
                 match value {
                     Ok(bytes) => files.push((name, bytes)),
                     Err(error) => page.problem(Problem::new(
-                        format!("the SMBIOS credential casemate.{name} is no base64: {error}"),
+                        format!("the SMBIOS credential casemate.{name} is not base64: {error}"),
                         "give it as io.systemd.credential.binary:casemate.NAME=BASE64",
                     )),
                 }
@@ -55,8 +55,8 @@ pub(super) fn smbios(page: &mut Page) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// Ours among the strings of a structure: a header whose length is its second byte, then strings,
-/// each ended by a zero.
+/// Our entries among the strings of a structure: a header whose length is its second byte, then
+/// strings that each end with a zero.
 fn credentials(raw: &[u8]) -> Vec<(String, Result<Vec<u8>, base64::DecodeError>)> {
     let header = raw.get(1).map_or(0, |length| usize::from(*length));
     let strings = raw.get(header..).unwrap_or_default();

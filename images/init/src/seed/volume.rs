@@ -1,5 +1,5 @@
-//! A disk or partition with a seed on it. FAT is read here and not by the kernel: what somebody
-//! plugs in is hostile.
+//! A disk or partition with a seed. This program reads FAT, not the kernel, because a disk that
+//! somebody plugs in is hostile.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -17,9 +17,9 @@ use crate::disk::blocks;
 const FAT_LABEL: &str = "CASEMATE";
 /// The label of an ISO, and the name of a partition.
 const LONG_LABEL: &str = "CASEMATE_SEED";
-/// Of a boot sector (FAT specification): where its signature is.
+/// Position of the signature in a boot sector (FAT specification).
 const FAT_SIGNATURE: (u64, [u8; 2]) = (510, [0x55, 0xaa]);
-/// ISO 9660, 8.4: the first descriptor, the standard's name in it, and the volume's.
+/// ISO 9660, 8.4: the first descriptor, and in it the standard's name and the volume's.
 const ISO_DESCRIPTOR: u64 = 16 * 2048;
 const ISO_NAME: &[u8] = b"\x01CD001";
 const ISO_LABEL: std::ops::Range<usize> = 40..72;
@@ -31,21 +31,21 @@ enum Kind {
     Iso,
 }
 
-/// See the module.
+/// A disk or partition whose label names it as a seed.
 #[derive(Debug)]
 pub(super) struct Volume {
     pub(super) device: PathBuf,
     kind: Kind,
 }
 
-/// Disks and partitions that say they are a seed.
+/// Disks and partitions whose label names them as a seed.
 pub(super) fn find(page: &mut Page) -> Vec<Volume> {
     let blocks = match blocks() {
         Ok(blocks) => blocks,
         Err(error) => {
             page.problem(Problem::new(
                 format!("disks cannot be listed: {error}"),
-                "restart; if it stays, report it",
+                "restart; if the failure repeats, report it",
             ));
             return Vec::new();
         }
@@ -58,14 +58,14 @@ pub(super) fn find(page: &mut Page) -> Vec<Volume> {
             Ok(None) if is_named => {
                 page.problem(Problem::new(
                     format!(
-                        "the partition {LONG_LABEL} ({}) has no FAT on it",
+                        "the partition {LONG_LABEL} ({}) has no FAT file system",
                         block.device.display()
                     ),
                     "format it with FAT",
                 ));
                 continue;
             }
-            // Not a seed, or not readable: an empty drive.
+            // The drive is not a seed, or is empty.
             Ok(None) | Err(_) => continue,
         };
         found.push(Volume {
@@ -100,7 +100,7 @@ fn kind(device: &std::path::Path, is_named: bool) -> io::Result<Option<Kind>> {
 }
 
 impl Volume {
-    /// The files in its root; those that are larger than any of a seed are cut just above that.
+    /// The files in the root folder. A file above the size limit is read just beyond it.
     pub(super) fn files(&self, page: &mut Page) -> Vec<(String, Vec<u8>)> {
         let read = match self.kind {
             Kind::Fat => self.fat_files(),
@@ -112,7 +112,7 @@ impl Volume {
                     "the seed on {} cannot be read: {error}",
                     self.device.display()
                 ),
-                "write it anew",
+                "write the seed again",
             ));
             Vec::new()
         })
@@ -161,7 +161,7 @@ impl Volume {
         files
     }
 
-    /// Overwrites a file and takes it away.
+    /// Overwrites a file and removes it.
     pub(super) fn wipe(&self, wanted: &str) -> io::Result<()> {
         if self.kind == Kind::Iso {
             return Err(io::Error::other("an ISO cannot be written"));
@@ -192,10 +192,10 @@ fn wipe_in(root: &fatfs::Dir<'_, Bounded>, wanted: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// What may be read of a disk before it is given up: a table that leads in a circle has no end.
+/// Bytes of a disk after which reading stops: a circular table has no end.
 const MAX_READ_BYTES: u64 = 32 * 1024 * 1024;
 
-/// A disk of which only so much is read.
+/// A disk of which only a bounded number of bytes is read.
 struct Bounded {
     disk: File,
     left: u64,
@@ -216,7 +216,7 @@ impl Read for Bounded {
         self.left = self
             .left
             .checked_sub(read as u64)
-            .ok_or_else(|| io::Error::other("it has no end"))?;
+            .ok_or_else(|| io::Error::other("too many bytes were read"))?;
         Ok(read)
     }
 }
@@ -237,10 +237,11 @@ impl Seek for Bounded {
     }
 }
 
-/// More entries than a seed has files, for folders and labels among them.
+/// Most entries that are read: more than the files of a seed, because folders and labels are
+/// entries too.
 const MAX_ENTRIES: usize = 256;
 
-/// FAT and ISO may have a name in capitals only.
+/// Lower-cases a name that FAT or ISO may store in capitals only.
 fn name(name: String) -> String {
     let is_upper = name.bytes().all(|byte| !byte.is_ascii_lowercase());
     if is_upper {
@@ -325,7 +326,7 @@ mod tests {
             u64::from(u32::from_le_bytes(value))
         };
         let (reserved, tables, sectors) = (number(14, 2), number(16, 1), number(36, 4));
-        // The root's cluster 2 is followed by itself, and all in it is deleted.
+        // Cluster 2 of the root points to itself, and all its entries are deleted.
         for table in 0..tables {
             let at = (reserved + table * sectors) * 512 + 2 * 4;
             file.write_all_at(&2_u32.to_le_bytes(), at).unwrap();
@@ -333,7 +334,7 @@ mod tests {
         let root = (reserved + tables * sectors) * 512;
         file.write_all_at(&[0xe5; 512], root).unwrap();
         let error = kind(&path, false).unwrap_err();
-        assert!(error.to_string().contains("no end"), "{error}");
+        assert!(error.to_string().contains("too many bytes"), "{error}");
     }
 
     #[test]

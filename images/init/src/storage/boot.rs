@@ -1,4 +1,4 @@
-//! What a boot has measured, and what it may open.
+//! What a boot has measured, and which keys it may open.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,23 +14,24 @@ use crate::console::Page;
 use crate::secure_boot;
 use crate::tpm::{Tpm, WATCHED};
 
-/// What the boot stub passes on of the image's sections `.pcrsig` and `.pcrpkey` (systemd-stub(7)).
+/// The image's sections `.pcrsig` and `.pcrpkey`, as the boot stub passes them on
+/// (systemd-stub(7)).
 const APPROVALS: &str = "/.extra/tpm2-pcr-signature.json";
 const IMAGE_KEY: &str = "/.extra/tpm2-pcr-public-key.pem";
 const NOT_MEASURED: &str =
     "this boot was not measured: the image is not signed, or was started without its boot stub";
 
-/// What this boot has to open a key with.
+/// What this boot can use to open a key.
 pub(crate) struct Boot {
     pub(super) tpm: Option<Tpm>,
-    /// The image's key and what it approves, if the image has them.
+    /// The image's key and its approvals, if the image has them.
     pub(super) approvals: Option<(ImageKey, Approvals)>,
-    /// The firmware starts only what is signed.
+    /// The firmware starts only signed programs.
     pub(super) secure_boot: bool,
 }
 
 impl Boot {
-    /// What this machine and its image have.
+    /// Reads the facts of this machine and its image.
     pub(crate) fn look(version: ImageVersion, page: &mut Page) -> Self {
         let tpm = Tpm::open().unwrap_or_else(|fault| {
             page.problem(broken(&fault));
@@ -49,8 +50,8 @@ impl Boot {
         }
     }
 
-    /// The section with the approvals is not measured, so only those count that the key has signed,
-    /// and that are this image's.
+    /// Takes the valid approvals for this image. The section with the approvals is not measured, so
+    /// only approvals with the key's signature count.
     pub(super) fn of(
         version: ImageVersion,
         tpm: Option<Tpm>,
@@ -69,8 +70,8 @@ impl Boot {
         }
     }
 
-    /// TPM, key and approval, when a key can be sealed now and will open at the next boot; else why
-    /// not.
+    /// The TPM, key and approval, when a key that is sealed now will open at the next boot;
+    /// otherwise the reason why not.
     pub(super) fn sealer(
         &mut self,
     ) -> Result<(&mut Tpm, &ImageKey, &SignedApproval, PcrValue), String> {
@@ -87,13 +88,13 @@ impl Boot {
         Ok((tpm, key, signed, platform))
     }
 
-    /// What this image is, if it says.
+    /// The version of this image, if it is known.
     pub(super) fn version(&self) -> Option<ImageVersion> {
         let (_, approvals) = self.approvals.as_ref()?;
         Some(approvals.0.first()?.approval.version)
     }
 
-    /// Whether the machine has run a newer image than this: says so.
+    /// Returns a message if the machine has run a newer image than this.
     pub(super) fn is_older(&mut self) -> Result<Option<String>, String> {
         let (Some(version), Some(tpm)) = (self.version(), &mut self.tpm) else {
             return Ok(None);
@@ -108,7 +109,7 @@ impl Boot {
         }))
     }
 
-    /// Opens a key that was sealed before; else says what is in the way.
+    /// Opens a sealed key; otherwise returns the reason.
     pub(super) fn open(&mut self, kept: &Kept) -> Result<Zeroizing<Vec<u8>>, String> {
         if let Some(older) = self.is_older()? {
             return Err(older);
@@ -139,7 +140,7 @@ impl Boot {
     }
 }
 
-/// The approval of what was measured; else which PCR is another one.
+/// The approval of what was measured; otherwise which PCR differs.
 fn approved<'a>(
     pcrs: &BTreeMap<u8, PcrValue>,
     approvals: &'a Approvals,
@@ -147,7 +148,7 @@ fn approved<'a>(
     let [image, outside] = IMAGE_PCRS.map(|pcr| (pcr, pcrs[&pcr]));
     if image.1 == PcrValue::ZERO {
         return Err(format!(
-            "PCR {} is empty: the boot stub has measured nothing",
+            "PCR {} is empty: the boot stub has measured nothing into it",
             image.0
         ));
     }
@@ -160,16 +161,16 @@ fn approved<'a>(
         let ((pcr, value), what) = if all().any(|signed| is_image(&signed)) {
             (
                 outside,
-                "the kernel was given another command line, or more files",
+                "the kernel got another command line, or more files",
             )
         } else {
-            (image, "it is not this image that was started")
+            (image, "another image was started")
         };
         format!("PCR {pcr} has changed: {what} (it is {value})")
     })
 }
 
-/// Changes that are in no policy, and say where to look.
+/// Names other changed PCRs, which are in no policy, as a hint.
 fn others_changed(before: &BTreeMap<u8, PcrValue>, now: &BTreeMap<u8, PcrValue>) -> String {
     let is_bound = |pcr: &u8| *pcr == PLATFORM_PCR || IMAGE_PCRS.contains(pcr);
     let changed: Vec<_> = WATCHED
@@ -186,7 +187,7 @@ fn others_changed(before: &BTreeMap<u8, PcrValue>, now: &BTreeMap<u8, PcrValue>)
     )
 }
 
-/// What a floor stands for.
+/// The version that a floor stands for.
 fn version_text(floor: u64) -> String {
     ImageVersion::from_u64(floor).map_or_else(|| floor.to_string(), |version| version.to_string())
 }

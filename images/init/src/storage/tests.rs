@@ -8,14 +8,14 @@ use crate::tpm::tests::{Emulator, approval, image_key};
 
 const IMAGE: &[u8] = b"image";
 
-/// A machine that boots again and again: its TPM, its disk, and what its firmware measures.
+/// A machine that boots repeatedly: its TPM, its disk, and what its firmware measures.
 struct Bench {
     tpm: TempDir,
     state: TempDir,
     key: ApprovalKey,
 }
 
-/// One boot of it.
+/// One boot of the machine.
 struct Boots<'a> {
     image: &'a [u8],
     version: u64,
@@ -93,12 +93,12 @@ fn a_key_is_sealed_at_the_first_boot_and_opens_at_the_next() {
     let second = bench.boot_on(&mut emulator, &USUAL, false);
     let mut second = second.map_err(|problem| problem.what).unwrap();
     assert!(second.key == first.key && !second.was_recovered);
-    // Until the operator has seen it.
+    // The recovery key is shown until the operator has seen it.
     assert_eq!(*second.recovery.clone().unwrap(), *recovery);
     second.recovery_was_shown().unwrap();
     drop(emulator);
     assert!(bench.boot(&USUAL).unwrap().recovery.is_none());
-    // Nor for whoever has the machine and writes its disk.
+    // An attacker who has the machine and writes its disk does not see it either.
     let before = bench.tpm.path().join("storage.json");
     let folder = bench.state.path().join(FOLDER);
     fs::copy(folder.join(SEALED), &before).unwrap();
@@ -188,7 +188,7 @@ fn what_has_changed_is_named_and_the_recovery_key_opens() {
             opened.key == first.key && opened.recovery.is_none(),
             "{what}"
         );
-        // Only the change of the platform is one that the operator can accept for good.
+        // Only a change of the platform can be accepted for good by the operator.
         let is_kept = what.contains("PCR 7");
         assert_eq!(opened.mode == Mode::Tpm, is_kept, "{what}");
         assert_eq!(bench.boot(&changed).is_ok(), is_kept, "{what}");
@@ -197,13 +197,14 @@ fn what_has_changed_is_named_and_the_recovery_key_opens() {
                 recovery: Some(&recovery),
                 ..USUAL
             };
-            // Not while an image is tried: the one before could not open it.
+            // The key is not sealed during a trial: the image before it could not open it.
             let tried = Boots {
                 is_trial: true,
                 ..given
             };
             assert_eq!(bench.boot(&tried).unwrap().mode, Mode::Recovery);
-            // What was sealed in between does not open any more, even for who has kept it.
+            // An object that was sealed in between no longer opens, even for an attacker who kept
+            // it.
             let file = bench.state.path().join(FOLDER).join(SEALED);
             let old = fs::read(&file).unwrap();
             assert_eq!(bench.boot(&given).unwrap().mode, Mode::Tpm);
@@ -232,7 +233,7 @@ fn a_partition_of_another_machine_stays_sealed_until_its_recovery_key_is_given()
     };
     let opened = there.boot(&given).unwrap();
     assert!(opened.key == first.key && opened.mode == Mode::Tpm && opened.was_recovered);
-    // Whoever has given the recovery key has it: it is not shown to the next one who looks.
+    // The person who gave the recovery key has it: it is not shown to the next one at the console.
     let next = there.boot(&USUAL).unwrap();
     assert!(next.key == first.key && next.recovery.is_none());
 }
@@ -261,13 +262,13 @@ fn without_a_tpm_the_vault_keeps_the_key_unless_that_is_forbidden() {
     assert!(opened.mode == Mode::Clear && opened.key.is_none());
     let refused = bench.boot_with(&none, true).err().unwrap();
     assert!(refused.what.contains("require_tpm"), "{}", refused.what);
-    // What was not measured is not sealed either.
+    // A boot that was not measured seals nothing either.
     let unmeasured = Boots {
         image: b"other",
         ..USUAL
     };
     assert_eq!(bench.boot(&unmeasured).unwrap().mode, Mode::Clear);
-    // The vault's key goes into the TPM when there is one.
+    // The vault's key is sealed to the TPM as soon as there is one.
     let clear = NodeState::on(bench.state.path()).clear_storage_key();
     let identity = bench.state.path().join("casemate/vault/identity");
     fs::create_dir_all(clear.parent().unwrap()).unwrap();
@@ -292,14 +293,14 @@ fn a_key_that_somebody_has_put_there_is_not_used() {
 #[test]
 fn a_cut_while_the_key_is_sealed_leaves_a_machine_that_boots() {
     let bench = Bench::new();
-    // After the floor: nothing was kept yet.
+    // The cut comes after the floor, before the file.
     Emulator::start(bench.tpm.path())
         .take()
         .make_indexes(&[], 9, false)
         .unwrap();
     let first = bench.boot(&USUAL).unwrap();
     assert_eq!(first.mode, Mode::Tpm);
-    // After the file: the owner is not set yet.
+    // The cut comes after the file, before the owner is set.
     let mut tpm = Emulator::start(bench.tpm.path());
     tpm.take()
         .set_owner(&owner(first.key.as_ref().unwrap()), &[])
@@ -307,7 +308,8 @@ fn a_cut_while_the_key_is_sealed_leaves_a_machine_that_boots() {
     drop(tpm);
     assert!(bench.boot(&USUAL).unwrap().key == first.key);
     assert!(Emulator::start(bench.tpm.path()).take().is_owned().unwrap());
-    // The disk is replaced: what the TPM had sealed is of no use, and a new key is.
+    // After a change of the disk, the object that the TPM had sealed is useless, and a new key is
+    // sealed.
     fs::remove_dir_all(bench.state.path().join(FOLDER)).unwrap();
     let said = bench.boot_with(&USUAL, false).err().unwrap();
     assert!(said.next.contains("attach the right disk"), "{}", said.next);
@@ -317,7 +319,7 @@ fn a_cut_while_the_key_is_sealed_leaves_a_machine_that_boots() {
     };
     let anew = bench.boot(&to_join).unwrap();
     assert!(anew.mode == Mode::Tpm && anew.key != first.key);
-    // A TPM of somebody else's is left alone.
+    // A TPM with another owner is left alone.
     fs::remove_dir_all(bench.state.path().join(FOLDER)).unwrap();
     let mut emulator = Emulator::start(bench.tpm.path());
     emulator.tpm.clear().unwrap();
@@ -336,7 +338,7 @@ fn a_blessed_image_keeps_older_ones_out() {
         ..USUAL
     };
     bench.boot(&newer).unwrap();
-    // Until it is blessed, there is a way back.
+    // Until the image is blessed, the older one still opens the key.
     bench.boot(&USUAL).unwrap();
     let mut emulator = Emulator::start(bench.tpm.path());
     let opened = bench.boot_on(&mut emulator, &newer, false);

@@ -1,4 +1,4 @@
-//! Commands to a TPM and its answers, over whatever carries them.
+//! Sends commands to a TPM and parses its answers, over any carrier.
 
 use std::io::{Read, Write};
 
@@ -14,14 +14,14 @@ use tpm2_protocol::{TpmMarshal, TpmResult, TpmSized, TpmWriter};
 use super::Fault;
 use super::session::Session;
 
-/// Tag, size and code.
+/// Length of tag, size and code.
 const HEADER_BYTES: usize = 10;
 
-/// What carries commands: the kernel's device, or an emulator's socket.
+/// A carrier of commands: the kernel's device, or an emulator's socket.
 pub(crate) trait Carrier: Read + Write {}
 impl<T: Read + Write> Carrier for T {}
 
-/// What is acted on: its handle, and its name (part 1, 16), by which a session knows it.
+/// An object of a command: its handle, and the name (part 1, 16) by which a session knows it.
 #[derive(Debug, Clone)]
 pub(super) struct Entity {
     pub(super) handle: u32,
@@ -29,7 +29,7 @@ pub(super) struct Entity {
 }
 
 impl Entity {
-    /// A hierarchy or a PCR: its handle is its name.
+    /// A hierarchy or a PCR, whose handle is its name.
     pub(super) fn permanent(handle: u32) -> Self {
         Self {
             handle,
@@ -38,30 +38,30 @@ impl Entity {
     }
 }
 
-/// Which parameter nobody on the way may read.
+/// The parameter that is encrypted on the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hidden {
     Nothing,
-    /// The first of the command.
+    /// The first parameter of the command.
     Command,
-    /// The first of the response.
+    /// The first parameter of the response.
     Response,
 }
 
 /// How a command is authorized.
 pub(super) enum Auth<'a> {
-    /// It needs no authorization.
+    /// No authorization.
     None,
-    /// By a password, which everybody on the way reads: an empty one, or one that nobody has any
-    /// use for yet.
+    /// A password, which is visible on the way: an empty one, or one that is of no use to anybody
+    /// yet.
     Password(&'a [u8]),
-    /// By a session, and the value that the first entity is authorized by.
+    /// A session, and the first entity's authorization value.
     Session(&'a mut Session, &'a [u8], Hidden),
-    /// The same, for the command that changes this value into another.
+    /// A session, for the command that replaces the authorization value.
     Changing(&'a mut Session, &'a [u8], &'a [u8]),
 }
 
-/// Sends a command for these entities and reads the response.
+/// Sends a command for these entities and parses the response.
 pub(super) fn run<C, R>(
     carrier: &mut dyn Carrier,
     command: &C,
@@ -173,10 +173,10 @@ fn exchange(carrier: &mut dyn Carrier, request: &[u8]) -> Result<Vec<u8>, Fault>
             _ => {}
         }
     }
-    Err(Fault::Malformed("it ends before its end".into()))
+    Err(Fault::Malformed("it ends early".into()))
 }
 
-/// A response, taken apart.
+/// The parts of a response.
 struct Answer<'a> {
     handles: &'a [u8],
     parameters: &'a [u8],
@@ -193,7 +193,7 @@ impl<'a> Answer<'a> {
             return Err(Fault::Refused { command, code });
         }
         if size != bytes.len() {
-            return Err(Fault::Malformed("its length is not what it says".into()));
+            return Err(Fault::Malformed("its length field does not match".into()));
         }
         let handles = cut(&mut rest, handles * 4)?;
         let parameters = if tag == TpmSt::Sessions.value() {
@@ -209,7 +209,7 @@ impl<'a> Answer<'a> {
         })
     }
 
-    /// Nonce, attributes and proof of its one session.
+    /// The nonce, attributes and proof of the response's session.
     fn proof(&self) -> Result<(&'a [u8], u8, &'a [u8]), Fault> {
         let mut rest = self.rest;
         let sized = |rest: &mut &'a [u8]| {
@@ -236,7 +236,7 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Fault> {
     Ok(bytes)
 }
 
-/// The bytes of the first parameter, which is one with a length of 16 bits.
+/// The content of the first parameter, which has a length field of 16 bits.
 fn first(parameters: &mut [u8]) -> Result<&mut [u8], Fault> {
     let short = || Fault::Malformed("its first parameter is too short".into());
     let (length, rest) = parameters.split_first_chunk_mut().ok_or_else(short)?;
@@ -253,7 +253,7 @@ fn marshalled(
     Ok(writer.as_bytes().to_vec())
 }
 
-/// `TPM2_LoadExternal` of a public key alone. The library's command always has a private half.
+/// `TPM2_LoadExternal` of a public key alone; the library's command always has a private half.
 #[derive(Debug)]
 pub(super) struct LoadPublic(pub(super) Tpm2bPublic);
 
@@ -279,7 +279,7 @@ impl TpmMarshalBody for LoadPublic {
     fn marshal_parameters(&self, writer: &mut TpmWriter<'_>) -> TpmResult<()> {
         TpmUint16::from(0).marshal(writer)?;
         self.0.marshal(writer)?;
-        // Tickets of the owner's hierarchy are good in any session.
+        // Tickets of the owner's hierarchy are valid in any session.
         TpmRh::Owner.marshal(writer)
     }
 }

@@ -1,5 +1,5 @@
-//! What is remembered in the TPM itself (TPM 2.0 part 1, 37): read by whoever asks, written by the
-//! owner.
+//! Values in the TPM's NV memory (TPM 2.0 part 1, 37): every program may read them, the owner
+//! writes them.
 
 use super::*;
 
@@ -9,7 +9,7 @@ impl Tpm {
         self.number(FLOOR_INDEX)
     }
 
-    /// Whether the operator has seen the recovery key. Where it is not known, it is taken for seen.
+    /// Whether the operator has seen the recovery key. Where this is unknown, it counts as seen.
     pub(crate) fn recovery_was_shown(&mut self) -> Result<bool, Fault> {
         Ok(self.number(SHOWN_INDEX)? != Some(NOT_SHOWN))
     }
@@ -31,11 +31,12 @@ impl Tpm {
             read => read?,
         };
         let bytes = read.data.as_ref().try_into();
-        let bytes = bytes.map_err(|_| Fault::Malformed("the floor is no number".into()))?;
+        let bytes =
+            bytes.map_err(|_| Fault::Malformed("the version floor is not a number".into()))?;
         Ok(Some(u64::from_be_bytes(bytes)))
     }
 
-    /// Whether the index of the floor is taken, written or not.
+    /// Whether the index of the floor exists, written or not.
     pub(crate) fn has_floor_index(&mut self) -> Result<bool, Fault> {
         match self.entity(FLOOR_INDEX) {
             Err(fault) if fault.is_absence() => Ok(false),
@@ -43,8 +44,7 @@ impl Tpm {
         }
     }
 
-    /// Makes our indexes anew: the floor at this version, and the recovery key not shown yet, or
-    /// shown.
+    /// Makes our indexes anew: the floor at this version, and whether the recovery key was shown.
     pub(crate) fn make_indexes(
         &mut self,
         owner: &[u8],
@@ -58,14 +58,14 @@ impl Tpm {
         })
     }
 
-    /// The operator has seen the recovery key.
+    /// Records that the operator has seen the recovery key.
     pub(crate) fn set_recovery_shown(&mut self, owner: &[u8]) -> Result<(), Fault> {
         self.as_owner(owner, |tpm, session| {
             tpm.write(session, owner, SHOWN_INDEX, SHOWN)
         })
     }
 
-    /// Raises the floor; never lowers it.
+    /// Raises the floor, and never lowers it.
     pub(crate) fn raise_floor(&mut self, owner: &[u8], version: u64) -> Result<(), Fault> {
         match self.floor()? {
             Some(floor) if floor >= version => return Ok(()),
@@ -149,7 +149,7 @@ impl Tpm {
         Ok(())
     }
 
-    /// One of our NV indexes.
+    /// The handle and name of one of our NV indexes.
     pub(super) fn entity(&mut self, index: u32) -> Result<Entity, Fault> {
         let command = TpmNvReadPublicCommand {
             handles: [handle(index)],

@@ -1,8 +1,8 @@
-//! The machine's TPM 2.0: what is sealed to it, and the floor below which no image opens it.
+//! The machine's TPM 2.0: sealed objects, and the version floor below which no image opens them.
 //!
-//! Command and response layouts come from a library; sessions are in [`session`], and what is asked
-//! of a policy in `casemate-measured-boot`. Parts and sections in this folder are those of the TPM
-//! 2.0 library specification.
+//! Command and response layouts come from a library; sessions are in [`session`], and policies in
+//! `casemate-measured-boot`. Parts and sections in this folder are those of the TPM 2.0 library
+//! specification.
 
 mod channel;
 mod index;
@@ -51,36 +51,36 @@ use channel::{Auth, Carrier, Entity, Hidden, run};
 use session::{Opening, Session};
 use template::{cipher, parent_public, public_of, selection};
 
-/// The kernel's own way to share a TPM.
+/// The kernel's device with its resource manager.
 const DEVICE: &str = "/dev/tpmrm0";
-/// Where our storage key stays, among the owner's persistent handles.
+/// The persistent handle of our storage key, among those of the owner.
 const PARENT: u32 = 0x8100_ca5e;
-/// Beside the floor: whether the operator has seen the recovery key. Nobody but the owner can say
-/// otherwise, not even who has the whole machine.
+/// The NV index that records whether the operator has seen the recovery key. Only the owner can
+/// change it; control of the machine does not suffice.
 const SHOWN_INDEX: u32 = FLOOR_INDEX + 1;
 const NOT_SHOWN: u64 = 0;
 const SHOWN: u64 = 1;
-/// Extended into PCR 11 once the key is open: nothing that comes later in this boot can open it
-/// again.
+/// The event that is extended into PCR 11 once the key is open: nothing that runs later in this
+/// boot can open it again.
 const OPENED: &[u8] = b"casemate: the storage key is open";
 /// `TPM_PT_PERMANENT` and its first bit, `ownerAuthSet` (part 2, 8.6).
 const PROPERTY_PERMANENT: u32 = 0x200;
 const OWNER_IS_SET: u32 = 1;
-/// `TPM_RC_INTEGRITY`: what was sealed is not this TPM's.
+/// `TPM_RC_INTEGRITY`: the object was sealed by another TPM.
 const RC_INTEGRITY: u32 = 0x9f;
-/// The PCRs that are remembered to say later which has changed.
+/// PCRs whose values are stored, to report later which has changed.
 pub(crate) const WATCHED: [u8; 6] = [0, 2, 4, PLATFORM_PCR, IMAGE_PCRS[0], IMAGE_PCRS[1]];
 
-/// What can go wrong with a TPM.
+/// A failure of the TPM.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Fault {
-    #[error("the TPM cannot be talked to: {0}")]
+    #[error("the TPM cannot be reached: {0}")]
     Carrier(#[from] io::Error),
     #[error("the TPM answers command {command:#x} with {code:#x}")]
     Refused { command: u32, code: u32 },
-    #[error("an answer of the TPM is no good: {0}")]
+    #[error("an answer of the TPM is malformed: {0}")]
     Malformed(String),
-    #[error("somebody else has answered in place of the TPM")]
+    #[error("an answer does not come from the TPM: its proof is wrong")]
     Forged,
     #[error("no random numbers")]
     Random,
@@ -95,25 +95,25 @@ impl From<TpmError> for Fault {
 }
 
 impl Fault {
-    /// A handle or NV index that is not there (`TPM_RC_HANDLE`), or was never written
+    /// The handle or NV index does not exist (`TPM_RC_HANDLE`), or was never written
     /// (`TPM_RC_NV_UNINITIALIZED`).
     pub(crate) fn is_absence(&self) -> bool {
         matches!(self, Self::Refused { code, .. } if code & 0xbf == 0x8b || *code == 0x14a)
     }
 
-    /// Another authorization is needed (`TPM_RC_AUTH_FAIL`, `TPM_RC_BAD_AUTH`).
+    /// The authorization value was wrong (`TPM_RC_AUTH_FAIL`, `TPM_RC_BAD_AUTH`).
     pub(crate) fn is_authorization(&self) -> bool {
         matches!(self, Self::Refused { code, .. } if matches!(code & 0xbf, 0x8e | 0xa2))
     }
 
-    /// What was sealed does not belong to this TPM (`TPM_RC_INTEGRITY`), of `TPM2_Load`.
+    /// The sealed object does not belong to this TPM (`TPM_RC_INTEGRITY` of `TPM2_Load`).
     pub(crate) fn is_foreign(&self) -> bool {
         let load = TpmCc::Load.value();
         matches!(self, Self::Refused { command, code } if *command == load && code & 0xbf == RC_INTEGRITY)
     }
 }
 
-/// What a TPM gives back for a secret: nothing in it is one.
+/// A sealed object, as the TPM returns it; it holds no secret in clear.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Sealed {
@@ -123,19 +123,19 @@ pub(crate) struct Sealed {
     private: Vec<u8>,
 }
 
-/// See the module.
+/// A TPM and the carrier of its commands.
 pub(crate) struct Tpm {
     carrier: Box<dyn Carrier>,
 }
 
-/// Our storage key: what we seal is its child.
+/// Our storage key, the parent of what we seal.
 struct Parent {
     entity: Entity,
     point: TpmsEccPoint,
 }
 
 impl Tpm {
-    /// The machine's, if it has one.
+    /// The machine's TPM, if it has one.
     pub(crate) fn open() -> Result<Option<Self>, Fault> {
         match File::options().read(true).write(true).open(DEVICE) {
             Ok(device) => Ok(Some(Self::over(Box::new(device)))),
@@ -144,7 +144,7 @@ impl Tpm {
         }
     }
 
-    /// The one at the other end of what carries commands.
+    /// The TPM at the other end of a carrier.
     pub(crate) fn over(carrier: Box<dyn Carrier>) -> Self {
         Self { carrier }
     }
@@ -156,7 +156,7 @@ impl Tpm {
             pcr_selection_in: selection(&WATCHED)?,
         };
         let read: TpmPcrReadResponse = run(&mut *self.carrier, &command, &[], Auth::None)?;
-        // Without the bank, nothing is read.
+        // Without the SHA-256 bank, the TPM returns no value.
         if read.pcr_values.iter().count() != WATCHED.len() {
             return Err(Fault::NoBank);
         }
@@ -164,7 +164,7 @@ impl Tpm {
             let value = digest.as_ref().try_into().map_err(|_| Fault::NoBank)?;
             Ok((*pcr, PcrValue(value)))
         };
-        // They come in the order of their numbers.
+        // The values come in the order of the PCRs' numbers.
         WATCHED
             .iter()
             .zip(read.pcr_values.iter())
@@ -182,16 +182,16 @@ impl Tpm {
         };
         let read: TpmGetCapabilityResponse = run(&mut *self.carrier, &command, &[], Auth::None)?;
         let TpmuCapabilities::TpmProperties(properties) = read.capability_data.data else {
-            return Err(Fault::Malformed("it has other capabilities".into()));
+            return Err(Fault::Malformed("it describes another capability".into()));
         };
         let permanent = properties
             .iter()
             .find(|property| property.property.value() == PROPERTY_PERMANENT)
-            .ok_or_else(|| Fault::Malformed("it does not say whose it is".into()))?;
+            .ok_or_else(|| Fault::Malformed("it does not tell whether it has an owner".into()))?;
         Ok(permanent.value.value() & OWNER_IS_SET != 0)
     }
 
-    /// Changes the owner's authorization; also a way to find out whether it is this one.
+    /// Changes the owner's authorization value; also tests whether `from` is the present one.
     pub(crate) fn set_owner(&mut self, from: &[u8], to: &[u8]) -> Result<(), Fault> {
         let parent = self.parent(from)?;
         let mut session = self.session(&parent, TpmSe::Hmac)?;
@@ -200,14 +200,14 @@ impl Tpm {
             handles: [handle(hierarchy.handle)],
             new_auth: Tpm2bAuth::try_from(to)?,
         };
-        // The answer is proven by the new value (part 1, 19.6.10).
+        // The answer is proven with the new value (part 1, 19.6.10).
         let auth = Auth::Changing(&mut session, from, to);
         let changed = run(&mut *self.carrier, &command, &[&hierarchy], auth);
         self.flush(session.handle)?;
         changed.map(|_: TpmHierarchyChangeAuthResponse| ())
     }
 
-    /// Forgets everything that was ever sealed to this TPM, and its owner.
+    /// Clears the TPM: all sealed objects and the owner are gone.
     pub(crate) fn clear(&mut self) -> Result<(), Fault> {
         let lockout = Entity::permanent(TpmRh::Lockout as u32);
         let command = TpmClearCommand {
@@ -218,7 +218,7 @@ impl Tpm {
         Ok(())
     }
 
-    /// Seals a secret to this TPM, to be opened under a policy.
+    /// Seals a secret to this TPM under a policy.
     pub(crate) fn seal(
         &mut self,
         owner: &[u8],
@@ -262,8 +262,8 @@ impl Tpm {
         })
     }
 
-    /// Opens what was sealed under an image's key: in a boot that the key has approved, and with
-    /// PCR 7 as it was.
+    /// Opens an object that was sealed under an image's key: in a boot that the key has approved,
+    /// and with PCR 7 as at sealing.
     pub(crate) fn unseal(
         &mut self,
         sealed: &Sealed,
@@ -271,7 +271,8 @@ impl Tpm {
         signed: &SignedApproval,
     ) -> Result<Zeroizing<Vec<u8>>, Fault> {
         let Some(parent) = self.find_parent()? else {
-            // Whoever has wiped a TPM has wiped it too, and nothing is its child any more.
+            // A cleared TPM has lost its storage key, and none of the objects under it can be
+            // loaded.
             return Err(Fault::Refused {
                 command: TpmCc::Load.value(),
                 code: RC_INTEGRITY,
@@ -311,7 +312,7 @@ impl Tpm {
         Ok(Zeroizing::new(opened.out_data.as_ref().to_vec()))
     }
 
-    /// Goes through the policy, step by step, as `casemate-measured-boot` has it.
+    /// Satisfies the policy of `casemate-measured-boot`, step by step.
     fn satisfy(
         &mut self,
         session: u32,
@@ -351,7 +352,7 @@ impl Tpm {
         signed: &SignedApproval,
     ) -> Result<(), Fault> {
         let policy = signed.approval.policy();
-        // The policy's reference is empty.
+        // The reference of the policy is empty.
         let approved = digest(&SHA256, &policy);
         let command = TpmVerifySignatureCommand {
             handles: [handle(key)],
@@ -381,7 +382,7 @@ impl Tpm {
     fn policy_pcr(&mut self, session: u32, pcrs: &[u8]) -> Result<(), Fault> {
         let command = TpmPolicyPcrCommand {
             handles: [handle(session)],
-            // Whatever they are now.
+            // The present values of the PCRs.
             pcr_digest: Tpm2bDigest::default(),
             pcrs: selection(pcrs)?,
         };
@@ -389,7 +390,7 @@ impl Tpm {
         Ok(())
     }
 
-    /// Nothing opens what was sealed again before the next boot.
+    /// Prevents that anything sealed is opened again before the next boot.
     pub(crate) fn end_opening(&mut self) -> Result<(), Fault> {
         let pcr = Entity::permanent(IMAGE_PCRS[0].into());
         let event = digest(&SHA256, OPENED);
@@ -407,13 +408,13 @@ impl Tpm {
         Ok(())
     }
 
-    /// Our storage key, made if it is not there.
+    /// Our storage key; it is made if it does not exist.
     fn parent(&mut self, owner: &[u8]) -> Result<Parent, Fault> {
         if let Some(parent) = self.find_parent()? {
             return Ok(parent);
         }
-        // The value that the owner is authorized by goes over no wire in clear: a TPM that has an
-        // owner has had its key.
+        // The owner's authorization value is never sent in clear: a TPM that has an owner had a
+        // storage key, with which a session encrypts.
         if !owner.is_empty() {
             return Err(Fault::Malformed("its storage key is gone".into()));
         }
@@ -448,7 +449,7 @@ impl Tpm {
         self.flush(transient.handle)?;
         kept.map(|_: TpmEvictControlResponse| ())?;
         self.find_parent()?
-            .ok_or_else(|| Fault::Malformed("its storage key does not stay".into()))
+            .ok_or_else(|| Fault::Malformed("its storage key does not persist".into()))
     }
 
     fn find_parent(&mut self) -> Result<Option<Parent>, Fault> {
@@ -461,7 +462,7 @@ impl Tpm {
         };
         let mut public = read.out_public.inner;
         match std::mem::replace(&mut public.unique, parent_public().unique) {
-            // Made by this TPM, and by nobody who knows its private half.
+            // The key was made by this TPM, so that no program knows its private half.
             TpmuPublicId::Ecc(point) if public == parent_public() => Ok(Some(Parent {
                 entity: Entity {
                     handle: PARENT,

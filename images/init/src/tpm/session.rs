@@ -1,6 +1,6 @@
-//! Sessions (TPM 2.0 part 1, 17 and 19.6): what they prove and hide. Each is salted with a secret
-//! that only this TPM can open, so whoever listens on the wires between processor and TPM hears no
-//! key, and whoever changes a byte is noticed.
+//! Sessions (TPM 2.0 part 1, 17 and 19.6), which authenticate commands and encrypt parameters. Each
+//! session is salted with a secret that only this TPM can open, so an eavesdropper on the wires
+//! between processor and TPM learns no key, and a changed byte is detected.
 
 use aes::Aes128;
 use casemate_measured_boot::sha256;
@@ -17,10 +17,10 @@ pub(super) const HASH_BYTES: usize = 32;
 const HASH_BITS: u32 = 256;
 /// AES-128: key and initialisation vector.
 const CIPHER_BYTES: usize = 16;
-/// A point that is not compressed (SEC 1, 2.3.3).
+/// Tag of an uncompressed point (SEC 1, 2.3.3).
 const POINT_TAG: u8 = 4;
 
-/// A session that the TPM holds too.
+/// An open session, which the TPM holds too.
 pub(super) struct Session {
     pub(super) handle: u32,
     key: [u8; HASH_BYTES],
@@ -28,11 +28,11 @@ pub(super) struct Session {
     nonce_caller: [u8; HASH_BYTES],
 }
 
-/// A session before the TPM has answered.
+/// A session that the TPM has not confirmed yet.
 pub(super) struct Opening {
     salt: [u8; HASH_BYTES],
     pub(super) nonce_caller: [u8; HASH_BYTES],
-    /// Our half of the agreement.
+    /// Our half of the key agreement.
     pub(super) point: TpmsEccPoint,
 }
 
@@ -53,7 +53,8 @@ impl Opening {
             let one = 1_u32.to_be_bytes();
             sha256(&[&one, shared, b"SECRET\0", x, &their_x])
         });
-        let salt = salt.map_err(|_| Fault::Malformed("its storage key is no point".into()))?;
+        let salt = salt
+            .map_err(|_| Fault::Malformed("its storage key is not a point of the curve".into()))?;
         let parameter = |bytes: &[u8]| Tpm2bEccParameter::try_from(bytes).map_err(Fault::from);
         Ok(Self {
             salt,
@@ -79,7 +80,7 @@ impl Opening {
 }
 
 impl Session {
-    /// A new nonce for the next command.
+    /// Makes a new nonce for the next command.
     pub(super) fn next(&mut self) -> Result<[u8; HASH_BYTES], Fault> {
         let random = SystemRandom::new();
         random
@@ -88,13 +89,13 @@ impl Session {
         Ok(self.nonce_caller)
     }
 
-    /// Hides the first parameter of a command.
+    /// Encrypts the first parameter of a command.
     pub(super) fn encrypt(&self, auth: &[u8], parameter: &mut [u8]) {
         let (key, iv) = self.cipher(auth, [&self.nonce_caller, &self.nonce_tpm]);
         cfb_mode::Encryptor::<Aes128>::new(&key.into(), &iv.into()).encrypt(parameter);
     }
 
-    /// Reads the first parameter of a response, after [`Self::check`].
+    /// Decrypts the first parameter of a response, after [`Self::check`].
     pub(super) fn decrypt(&self, auth: &[u8], parameter: &mut [u8]) {
         let (key, iv) = self.cipher(auth, [&self.nonce_tpm, &self.nonce_caller]);
         cfb_mode::Decryptor::<Aes128>::new(&key.into(), &iv.into()).decrypt(parameter);
@@ -109,7 +110,7 @@ impl Session {
         (key, iv)
     }
 
-    /// What proves a command whose digest this is.
+    /// The proof of a command with this digest.
     pub(super) fn prove(&self, auth: &[u8], digest: &[u8], attributes: TpmaSession) -> hmac::Tag {
         let mut context = self.context(auth);
         for part in [digest, &self.nonce_caller, &self.nonce_tpm] {
@@ -119,8 +120,8 @@ impl Session {
         context.sign()
     }
 
-    /// Whether the TPM has answered this, and to what we have asked. Takes its nonce for the next
-    /// command.
+    /// Checks that the TPM sent this response to our command, and takes the TPM's nonce for the
+    /// next command.
     pub(super) fn check(
         &mut self,
         auth: &[u8],
@@ -141,7 +142,7 @@ impl Session {
     }
 }
 
-/// Coordinates are numbers: leading zeros may be missing.
+/// Pads a coordinate: the TPM may omit leading zeros.
 fn padded(coordinate: &[u8]) -> Result<[u8; HASH_BYTES], Fault> {
     let mut padded = [0; HASH_BYTES];
     let start = HASH_BYTES.checked_sub(coordinate.len());
@@ -150,7 +151,7 @@ fn padded(coordinate: &[u8]) -> Result<[u8; HASH_BYTES], Fault> {
     Ok(padded)
 }
 
-/// Key derivation of part 1, 11.4.10.2, for as many bytes as one hash has.
+/// Key derivation of part 1, 11.4.10.2, for at most one hash of output.
 fn kdfa(key: &[u8], label: &[u8], parts: [&[u8]; 2], to: &mut [u8; HASH_BYTES]) {
     let key = hmac::Key::new(hmac::HMAC_SHA256, key);
     let mut context = hmac::Context::with_key(&key);

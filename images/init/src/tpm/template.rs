@@ -1,4 +1,4 @@
-//! Keys and selections, as a TPM is told of them.
+//! Keys and selections in the TPM's own structures.
 
 use super::*;
 
@@ -47,7 +47,7 @@ pub(super) fn parent_public() -> TpmtPublic {
     }
 }
 
-/// An image's key, as `ImageKey::tpm_name` names it.
+/// An image's key, in the form whose name `ImageKey::tpm_name` computes.
 pub(super) fn public_of(key: &ImageKey) -> Result<Tpm2bPublic, Fault> {
     let inner = TpmtPublic {
         object_type: TpmAlgId::Rsa,
@@ -66,7 +66,7 @@ pub(super) fn public_of(key: &ImageKey) -> Result<Tpm2bPublic, Fault> {
                 }),
             },
             key_bits: TpmUint16::from(KEY_BITS as u16),
-            // The usual one.
+            // The default exponent.
             exponent: TpmUint32::from(0),
         }),
         unique: TpmuPublicId::Rsa(Tpm2bPublicKeyRsa::try_from(key.modulus())?),

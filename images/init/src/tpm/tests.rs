@@ -1,4 +1,4 @@
-//! Against an emulated TPM (swtpm), which knows what is right.
+//! Tests against an emulated TPM (swtpm).
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -14,11 +14,11 @@ use super::*;
 
 const SECRET: &[u8] = b"a storage key";
 const OWNER: &[u8] = b"whoever has opened the key";
-/// What PCR 11 comes to after `boot` with this image.
+/// The value of PCR 11 after `boot` with this image.
 const IMAGE: &[u8] = b"image";
 
-/// An emulator with its state in a folder; a new one over the same folder is the same TPM after a
-/// restart.
+/// An emulator whose state is in a folder; a new emulator over the same folder is the same TPM
+/// after a restart.
 pub(crate) struct Emulator {
     child: Child,
     socket: PathBuf,
@@ -27,7 +27,8 @@ pub(crate) struct Emulator {
 
 impl Emulator {
     pub(crate) fn start(folder: &Path) -> Self {
-        // Of its own: an emulator that ends removes its socket, and may do so after the next began.
+        // Each emulator has its own socket: one that ends removes its socket, perhaps after the
+        // next has begun.
         static STARTED: AtomicUsize = AtomicUsize::new(0);
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let socket = folder.join(format!("socket-{number}"));
@@ -50,7 +51,7 @@ impl Emulator {
                 Ok(stream) => break stream,
                 Err(error) => assert!(Instant::now() < until, "{error}"),
             }
-            // It ends at once when it finds the folder locked by an emulator that is still ending.
+            // The emulator ends at once when the folder is still locked by one that is ending.
             if child.try_wait().expect("a child").is_some() {
                 child = spawn();
             }
@@ -64,13 +65,13 @@ impl Emulator {
         }
     }
 
-    /// Its TPM, for somebody else.
+    /// The emulator's TPM, for use elsewhere.
     pub(crate) fn take(&mut self) -> Tpm {
         let carrier = std::mem::replace(&mut self.tpm.carrier, Box::new(io::empty()));
         Tpm::over(carrier)
     }
 
-    /// What firmware and stub do.
+    /// Measures what firmware and stub measure.
     pub(crate) fn boot(&mut self, image: &[u8], from_outside: &[u8], firmware: &[u8]) {
         self.extend(11, image);
         self.extend(7, firmware);
@@ -102,7 +103,7 @@ impl Drop for Emulator {
     }
 }
 
-/// A key of images, made anew.
+/// A new key for images.
 pub(crate) fn image_key(folder: &Path) -> ApprovalKey {
     let file = folder.join("image.key");
     let made = Command::new("openssl")
@@ -146,7 +147,7 @@ fn a_seal_opens_for_the_image_that_was_approved_and_for_nothing_else() {
         tpm.set_owner(&[], OWNER).unwrap();
         assert!(tpm.is_owned().unwrap());
         assert_eq!(*tpm.unseal(&sealed, key.public(), &signed).unwrap(), SECRET);
-        // Once more, until it is over for this boot.
+        // The object opens again, until the boot is over.
         assert_eq!(*tpm.unseal(&sealed, key.public(), &signed).unwrap(), SECRET);
         tpm.end_opening().unwrap();
         tpm.unseal(&sealed, key.public(), &signed).unwrap_err();
@@ -199,11 +200,11 @@ fn the_floor_rises_by_the_owners_word_and_never_falls() {
     tpm.raise_floor(OWNER, 7).unwrap();
     tpm.raise_floor(OWNER, 6).unwrap();
     assert_eq!(tpm.floor().unwrap(), Some(7));
-    // Whoever clears it all has nothing left to open.
+    // A cleared TPM has nothing left to open.
     tpm.clear().unwrap();
     assert_eq!(tpm.floor().unwrap(), None);
     assert!(!tpm.is_owned().unwrap());
-    // What is not known is not shown.
+    // Where it is unknown whether the key was shown, it counts as shown.
     assert!(tpm.recovery_was_shown().unwrap());
 }
 
@@ -235,7 +236,7 @@ fn another_tpm_opens_nothing() {
 
 #[test]
 fn an_answer_that_is_changed_on_the_way_is_noticed() {
-    /// Flips a bit of every response that is long enough to be that of a sealed object.
+    /// A carrier that flips a bit of every response long enough to be that of a sealed object.
     struct Liar(UnixStream);
     impl io::Read for Liar {
         fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
@@ -254,8 +255,8 @@ fn an_answer_that_is_changed_on_the_way_is_noticed() {
             self.0.flush()
         }
     }
-    /// Length of the response to `TPM2_Unseal` of `SECRET`: header, size, data, nonce, attributes,
-    /// proof.
+    /// Whether a response may be that of `TPM2_Unseal` of `SECRET`, by its length: header, size,
+    /// data, nonce, attributes, proof.
     fn to_is_unseal(length: usize) -> bool {
         length == 10 + 4 + 2 + SECRET.len() + 2 + 32 + 1 + 2 + 32
     }
@@ -267,7 +268,7 @@ fn an_answer_that_is_changed_on_the_way_is_noticed() {
     emulator.tpm.make_indexes(&[], 5, false).unwrap();
     let policy = sealed_policy(key.public(), emulator.tpm.pcrs().unwrap()[&7]);
     let sealed = emulator.tpm.seal(&[], SECRET, &policy).unwrap();
-    // One client at a time.
+    // The emulator accepts one client at a time.
     emulator.tpm.carrier = Box::new(io::empty());
     let stream = UnixStream::connect(&emulator.socket).unwrap();
     emulator.tpm.carrier = Box::new(Liar(stream));

@@ -25,7 +25,7 @@ fn an_image_is_good_when_the_node_stays_well_for_a_while() {
     let after = |secs| start + Duration::from_secs(secs);
     assert_eq!(trial.look(Health::default(), after(0)), Verdict::Wait);
     assert_eq!(trial.look(WELL, after(10)), Verdict::Wait);
-    // A stumble, and it begins anew.
+    // After a failure the time begins anew.
     let away = Health {
         connected: false,
         ..WELL
@@ -71,7 +71,7 @@ fn an_image_is_bad_when_the_node_is_not_as_well_as_before_in_time() {
             one.look(ill, start + Duration::from_secs(600)),
             Verdict::Bad(why)
         );
-        // What was so before is no fault of the image.
+        // What was down before the trial is not the image's fault.
         let (mut one, start) = trial(ill);
         assert_eq!(one.look(ill, start), Verdict::Wait);
         assert_eq!(
@@ -79,7 +79,7 @@ fn an_image_is_bad_when_the_node_is_not_as_well_as_before_in_time() {
             Verdict::Good
         );
     }
-    // One that becomes well late has its time all the same.
+    // A trial that becomes healthy late still gets its full time.
     let (mut one, start) = trial(WELL);
     assert_eq!(
         one.look(WELL, start + Duration::from_secs(590)),
@@ -181,7 +181,7 @@ impl Bench {
         update
     }
 
-    /// Looks until there is something to do, or nothing more.
+    /// Polls until there is something to do, or nothing more.
     fn look(&mut self, update: &mut Update, health: Health) -> Next {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -203,7 +203,7 @@ impl Bench {
     fn written() -> Self {
         let mut bench = Self::new();
         let mut update = bench.boot("1.0.0");
-        // Who is not well takes nothing.
+        // A node that is not healthy installs nothing.
         assert_eq!(bench.look(&mut update, Health::default()), Next::GoOn);
         assert_eq!(bench.look(&mut update, WELL), Next::Restart);
         assert_eq!(
@@ -258,7 +258,7 @@ fn an_image_that_is_not_well_is_refused_with_its_reason() {
         Some("no function serves, after 0 seconds")
     );
     assert_eq!(names(&bench.boot), ["casemate_1.0.0.efi"]);
-    // Once and for all.
+    // The refusal is permanent.
     assert_eq!(bench.look(&mut update, WELL), Next::GoOn);
     assert_eq!(names(&bench.boot), ["casemate_1.0.0.efi"]);
     let update = bench.boot("1.0.0");
@@ -276,7 +276,7 @@ fn an_image_that_never_came_up_or_was_never_started_is_refused() {
     let update = bench.boot("1.0.0");
     assert_eq!(
         Bench::refused(&update),
-        Some("it did not come up in 3 tries")
+        Some("it did not become healthy in 3 tries")
     );
 
     let mut bench = Bench::written();

@@ -1,23 +1,23 @@
-//! Whether an image is good: decided by how the node is with it, over time.
+//! The trial of an image: it is good or bad by the node's health over time.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-/// How the node is.
+/// The health of the node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Health {
     /// The vault is open and this node is a member.
     pub(crate) vault: bool,
-    /// The control plane is reached.
+    /// The control plane is connected.
     pub(crate) connected: bool,
     /// A function serves.
     pub(crate) serving: bool,
 }
 
 impl Health {
-    /// As well as at either time.
+    /// Each part is healthy if it is in either.
     pub(super) fn or(self, other: Self) -> Self {
         Self {
             vault: self.vault || other.vault,
@@ -26,7 +26,7 @@ impl Health {
         }
     }
 
-    /// What is worse than it was before, if anything.
+    /// What is worse than before, if anything.
     fn worse_than(self, before: Self) -> Option<&'static str> {
         let lost = |now: bool, before: bool| before && !now;
         if lost(self.vault, before.vault) {
@@ -54,7 +54,7 @@ pub(super) struct Trial {
 pub(super) enum Verdict {
     Wait,
     Good,
-    /// And why.
+    /// The image is bad, for this reason.
     Bad(&'static str),
 }
 

@@ -1,5 +1,5 @@
 //! The real gateway as a child; the test plays supervisor, workers and callers.
-#![allow(clippy::unwrap_used, reason = "a test that panics says enough")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(unreachable_pub, reason = "shared by several test programs")]
 #![allow(dead_code, reason = "each test program uses its own part")]
 
@@ -25,25 +25,25 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Nothing in these tests takes nearly so long.
+/// Bound for waits: no step of these tests takes nearly so long.
 pub const SOON: Duration = Duration::from_secs(20);
 pub const RELEASE: Digest = [7; 32];
-/// Of workers that keep to it.
+/// Wall time of workers that keep to it.
 pub const WALL_TIME_MS: u32 = 600_000;
 
 pub struct Node {
     pub child: Child,
     pub control: Control<ToGateway, FromGateway>,
-    /// The control channel's, for what is no message.
+    /// The control channel's socket, for bytes that are not a message.
     pub socket: OwnedFd,
     pub addresses: Vec<String>,
-    /// Its listening sockets, as launch holds them.
+    /// The gateway's listening sockets, as launch holds them.
     pub sockets: Vec<OwnedFd>,
-    /// Access records that came by.
+    /// Access records that arrived while waiting for another message.
     pub records: Vec<Access>,
-    /// Other messages that came by.
+    /// Other messages that arrived meanwhile.
     pub seen: VecDeque<FromGateway>,
-    /// How often `settle` has been called.
+    /// Number of calls of `settle`.
     settled: u64,
 }
 
@@ -94,7 +94,8 @@ pub fn route(function: &str, hosts: &[&str], perimeter: Perimeter) -> ToGateway 
     }))
 }
 
-/// Starts the program and says `Start`. The socket is the control channel's, for what is no message.
+/// Starts the program and sends `Start`. The socket is the control channel's, for bytes that are
+/// not a message.
 pub async fn spawn(start: Start) -> (Child, Control<ToGateway, FromGateway>, OwnedFd) {
     spawn_with(start, &[]).await
 }
@@ -130,7 +131,7 @@ impl Node {
         node
     }
 
-    /// With the sockets of an earlier gateway, and before all routes are known.
+    /// Starts with the sockets of an earlier gateway, and before all routes are known.
     pub async fn start_unloaded(start: Start, given: &[OwnedFd]) -> Self {
         let (child, control, socket) = spawn_with(start, given).await;
         let mut sockets = Vec::new();
@@ -164,7 +165,7 @@ impl Node {
         }
     }
 
-    /// As a supervisor that has told all routes.
+    /// Reports the node's state, as a supervisor that has sent all routes.
     pub async fn stand(&self, is_loaded: bool, expected: &[&str], can_start: bool) {
         let expected = expected.iter().map(|host| (*host).to_owned()).collect();
         self.say(ToGateway::Standing(Standing {
@@ -175,12 +176,12 @@ impl Node {
         .await;
     }
 
-    /// With a route from `a.test`.
+    /// Starts with a route from `a.test`.
     pub async fn with_route() -> Self {
         Self::with_start(start()).await
     }
 
-    /// The same, started so.
+    /// The same, with this `Start`.
     pub async fn with_start(start: Start) -> Self {
         let mut node = Self::start(start).await;
         node.say(route("f", &["a.test"], perimeter())).await;
@@ -188,9 +189,10 @@ impl Node {
         node
     }
 
-    /// Waits until all that was said is done: messages are obeyed in their order, and this one is answered.
+    /// Waits until all messages so far are carried out: messages are handled in order, and this one
+    /// is answered.
     pub async fn settle(&mut self) {
-        // A worker's number is never given twice: its channel may be seen to close after `Gone`.
+        // A worker's id is never reused: its channel may be seen to close after `Gone`.
         self.settled += 1;
         let last = WorkerId(u64::MAX - self.settled);
         let _acceptor = self.worker("nobody", last.0, 1).await;
@@ -204,7 +206,7 @@ impl Node {
         .await;
     }
 
-    /// With a route from `a.test`, and a worker that answers so.
+    /// Starts with a route from `a.test` and a worker that answers with this handler.
     pub async fn with_worker<F: Future<Output = ()> + Send + 'static>(
         handle: impl Fn(Incoming) -> F + Send + 'static,
     ) -> Self {
@@ -221,7 +223,7 @@ impl Node {
         self.worker_and_socket(function, id, concurrency).await.0
     }
 
-    /// With the channel's socket, for an end without last words.
+    /// Adds a worker; returns the channel's socket too, for an abrupt end.
     pub async fn worker_and_socket(
         &self,
         function: &str,
@@ -244,7 +246,7 @@ impl Node {
         (casemate_channel::acceptor(ours).unwrap(), socket)
     }
 
-    /// The next message that `wanted` takes; others are kept.
+    /// Waits for the next message that `wanted` accepts; other messages are kept.
     pub async fn hear<T>(&mut self, mut wanted: impl FnMut(&FromGateway) -> Option<T>) -> T {
         if let Some(at) = self
             .seen
@@ -286,7 +288,8 @@ impl Node {
         TcpStream::connect(&self.addresses[0]).await.unwrap()
     }
 
-    /// A caller that has sent two bytes of a body of five, and its request as the worker has it.
+    /// A caller that has sent two bytes of a body of five, and its request as the worker receives
+    /// it.
     pub async fn half_a_request(&self, worker: &mut Acceptor) -> (TcpStream, Incoming) {
         let mut caller = self.connect().await;
         let sent =
@@ -296,15 +299,15 @@ impl Node {
         (caller, incoming.unwrap())
     }
 
-    /// Sends these bytes on a connection of their own; all that comes back until the gateway closes it.
+    /// Sends these bytes on a new connection; returns everything until the gateway closes it.
     pub async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
         let mut stream = self.connect().await;
-        // The gateway may close before it has read all; what it said is what counts.
+        // The gateway may close before it has read everything; only its answer matters.
         let _ = stream.write_all(bytes.as_ref()).await;
         read_all(&mut stream).await
     }
 
-    /// A request without a body, as the only one on its connection.
+    /// Sends a request without a body, as the only one on its connection.
     pub async fn get(&self, host: &str, path: &str) -> String {
         self.raw(format!(
             "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
@@ -330,7 +333,7 @@ impl Drop for Node {
     }
 }
 
-/// All until the end; what came before a reset counts too.
+/// Reads until the end; bytes before a reset count too.
 pub async fn read_all(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let _ = timeout(SOON, stream.read_to_end(&mut bytes))
@@ -339,7 +342,7 @@ pub async fn read_all(stream: &mut TcpStream) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Reads until `end` has come.
+/// Reads until the text holds `end`.
 pub async fn read_until(stream: &mut TcpStream, end: &str) -> String {
     let mut text = String::new();
     let mut piece = [0; 4096];
@@ -378,7 +381,7 @@ pub fn status(status: u16, fields: &[(&str, &str)]) -> ResponseHead {
     }
 }
 
-/// Answers with what it was asked: method, target, and the fields, one a line.
+/// Answers with a description of the request: method, target, and the fields, one a line.
 pub async fn describe(incoming: Incoming) {
     let head = &incoming.head;
     let mut text = format!("{} {}\n", head.method, head.target);
@@ -392,7 +395,7 @@ pub async fn describe(incoming: Incoming) {
     body.finish();
 }
 
-/// Sends the body back as it comes, and its trailers.
+/// Sends the body back as it comes, with its trailers.
 pub async fn echo(mut incoming: Incoming) {
     let mut out = incoming.reply.send(&ok(&[]), false);
     while let Some(piece) = incoming.body.next().await {
@@ -404,7 +407,7 @@ pub async fn echo(mut incoming: Incoming) {
     out.finish_with(&incoming.body.trailers().cloned().unwrap_or_default());
 }
 
-/// The client's first bytes of HTTP/2.
+/// The client preface of HTTP/2.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
 
@@ -413,7 +416,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// `GET` for `a.test`; HPACK with static names and literal values.
+/// A HEADERS frame for `GET` of `a.test`; HPACK with static names and literal values.
 pub fn headers(stream: u32, path: &str, end_headers: bool) -> Vec<u8> {
     let mut block = vec![0x82, 0x86, 0x01, 6];
     block.extend_from_slice(b"a.test");
@@ -422,7 +425,7 @@ pub fn headers(stream: u32, path: &str, end_headers: bool) -> Vec<u8> {
     frame(1, if end_headers { 5 } else { 1 }, stream, &block)
 }
 
-/// A caller over HTTP/2.
+/// An HTTP/2 client.
 pub async fn http2<B>(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
 ) -> hyper::client::conn::http2::SendRequest<B>
@@ -437,7 +440,7 @@ where
     sender
 }
 
-/// TLS of a client that trusts this certificate and speaks HTTP/2.
+/// A TLS client that trusts this certificate and speaks HTTP/2.
 pub fn http2_connector(trusted: &CertificateDer<'static>) -> tokio_rustls::TlsConnector {
     let mut roots = RootCertStore::empty();
     roots.add(trusted.clone()).unwrap();

@@ -8,17 +8,17 @@ use casemate_sandbox::Profile;
 
 use crate::enter;
 
-/// Past the newest number of any kernel that we know.
+/// Beyond the newest number of any known kernel.
 const NUMBERS: std::ops::RangeInclusive<i64> = 0..=470;
-/// Numbers of the x32 entry have this bit: the same calls under other numbers.
+/// The bit of numbers of the x32 entry, which offers the same calls under other numbers.
 const X32: i64 = 0x4000_0000;
-/// A call that the filter lets through may wait; then this ends it.
+/// A call that the filter allows may block; then this ends it.
 const PATIENCE_SECS: u32 = 1;
 
 const RETURNED: i32 = 42;
 const NO_SUCH_CALL: i32 = 43;
 
-/// Prints `number outcome` for each.
+/// Prints `number outcome` for each call.
 pub(crate) fn every_number(profile: Profile) {
     let x32 = NUMBERS.map(|number| number | X32);
     for number in NUMBERS.chain(x32).chain([-1, 1000, i64::from(i32::MAX)]) {
@@ -26,7 +26,7 @@ pub(crate) fn every_number(profile: Profile) {
     }
 }
 
-/// Each of `words` is `number:argument,argument,...`, missing ones -1.
+/// Each of `words` is `number:argument,argument,...`; missing arguments are -1.
 pub(crate) fn one(profile: Profile, words: &[&str]) {
     for word in words {
         let (number, arguments) = word.split_once(':').expect("number:arguments");
@@ -42,7 +42,7 @@ pub(crate) fn one(profile: Profile, words: &[&str]) {
     }
 }
 
-/// getpid by the 32-bit entry, which has other numbers.
+/// Calls getpid by the 32-bit entry, which has other numbers.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn other_entry(profile: Profile) {
     let outcome = in_child(profile, || {
@@ -68,8 +68,8 @@ fn print(number: i64, outcome: &str) {
 
 fn outcome(profile: Profile, number: i64, [a, b, c, d, e, f]: [i64; 6]) -> String {
     in_child(profile, move || {
-        // SAFETY: what the call does, it does to a process that ends in the next statement. With -1 for every argument no
-        // call that a policy lets through finds memory to write to or a descriptor to use.
+        // SAFETY: the call affects a process that ends in the next statement. With -1 for every
+        // argument, no call that a policy allows finds memory to write to or a descriptor to use.
         let result = unsafe { libc::syscall(number, a, b, c, d, e, f) };
         let error = std::io::Error::last_os_error().raw_os_error();
         if result == -1 && error == Some(libc::ENOSYS) {
@@ -81,7 +81,8 @@ fn outcome(profile: Profile, number: i64, [a, b, c, d, e, f]: [i64; 6]) -> Strin
 }
 
 fn in_child(profile: Profile, attempt: impl FnOnce() -> i32) -> String {
-    // SAFETY: this program has one thread, so the child is whole; it ends by _exit and never returns from here.
+    // SAFETY: this program has one thread, so the child is a whole copy; it ends by _exit and never
+    // returns from here.
     match unsafe { libc::fork() } {
         -1 => panic!("fork: {}", std::io::Error::last_os_error()),
         0 => {

@@ -1,6 +1,8 @@
-//! A hostile program, for the tests: it takes the place of any program of a node, and tells what it can do.
+//! A hostile program for the tests: it stands in for any program of a node, and reports what it can
+//! do.
 //!
-//! Under the name of a program it is started by `casemate-launch`. Otherwise its arguments say what to try.
+//! Under the name of a program it is started by `casemate-launch`. Otherwise its arguments name
+//! what to try.
 
 #![allow(clippy::print_stdout)] // The tests read it.
 
@@ -19,7 +21,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        // Then what it is told to adopt.
+        // The words that follow count the descriptors to adopt.
         ["casemate-node", "--config", config, "--state", state, ..] => {
             placed::supervisor(config, state);
         }
@@ -50,7 +52,7 @@ fn profile(name: &str) -> Profile {
     }
 }
 
-/// Closes in as the program of this profile does.
+/// Closes its sandbox like the program of this profile.
 fn enter(profile: Profile) -> Vec<casemate_sandbox::LayerReport> {
     let mut reports = Vec::new();
     if profile == Profile::Worker {
@@ -60,7 +62,8 @@ fn enter(profile: Profile) -> Vec<casemate_sandbox::LayerReport> {
     reports
 }
 
-/// What a server does once it is closed in: threads, and callers on a listener that was bound before.
+/// Acts like a server in its sandbox: starts threads, and accepts callers on a listener that was
+/// bound before.
 fn serve(profile: Profile) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -89,7 +92,8 @@ fn thread(profile: Profile) {
     );
 }
 
-/// How many descriptors it is told that it may hold, and how many it can, behind its walls.
+/// Prints how many descriptors it may open by its limit, and how many it can open, inside its
+/// sandbox.
 fn descriptors(profile: Profile) {
     let held = getrlimit(Resource::Nofile);
     let low = Rlimit {
@@ -104,7 +108,7 @@ fn descriptors(profile: Profile) {
         open.push(descriptor);
     }
     let errno = std::io::Error::last_os_error();
-    // The lowest that is free is always taken: below the last one all are.
+    // The lowest free number is always used: below the last one all are taken.
     let can = open.last().map_or(0, |last| last.as_raw_fd() + 1);
     println!("{} {told} {can} {errno}", held.maximum.unwrap_or(u64::MAX));
 }

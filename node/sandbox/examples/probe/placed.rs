@@ -1,4 +1,4 @@
-//! In the place of a program that `casemate-launch` starts.
+//! Stands in for a program that `casemate-launch` starts.
 
 #![allow(unsafe_code, reason = "a hostile program")]
 
@@ -18,8 +18,9 @@ use rustix::net::{
 
 use crate::enter;
 
-/// The supervisor: hands its command socket to the test, whose socket's path is all that the configuration holds; then
-/// exits with the code that the test sends, or with 0 on SIGTERM, 64 when SIGHUP came before.
+/// Plays the supervisor: hands its command socket to the test over the socket whose path is all
+/// that the configuration holds, then exits with the code that the test sends, with 0 on SIGTERM,
+/// or with 64 when SIGHUP came first.
 pub(crate) fn supervisor(config: &str, state: &str) {
     let path = fs::read_to_string(config).expect("the configuration");
     let mut test = UnixStream::connect(path.trim()).expect("the test");
@@ -37,7 +38,7 @@ pub(crate) fn supervisor(config: &str, state: &str) {
         SendFlags::empty(),
     )
     .expect("the test listens");
-    // From here on the test's end is the only one, so that launch sees it close.
+    // From here on the test's end is the only copy, so that launch notices when the test closes it.
     let null = fs::File::open("/dev/null").expect("/dev/null");
     rustix::stdio::dup2_stdin(&null).expect("descriptor 0");
 
@@ -47,8 +48,8 @@ pub(crate) fn supervisor(config: &str, state: &str) {
         std::process::exit(code[0].into());
     });
     let mut code = 0;
-    // SAFETY: an all-zero set is empty and valid; it and `signal` outlive the calls. The signals are blocked in this
-    // thread and were not sent before, or launch would not have been told so by the test yet.
+    // SAFETY: an all-zero set is empty and valid; it and `signal` outlive the calls. The signals
+    // are blocked in this thread, and the test orders launch to send them only afterwards.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigaddset(&raw mut set, libc::SIGTERM);
@@ -65,7 +66,8 @@ pub(crate) fn supervisor(config: &str, state: &str) {
     std::process::exit(code);
 }
 
-/// Any other: tells its facts in one packet, then does what the packets say.
+/// Plays any other program: sends facts about itself in one packet, then carries out the packets
+/// that it receives.
 pub(crate) fn child(profile: Profile) {
     say(&facts());
     loop {
@@ -85,7 +87,7 @@ pub(crate) fn child(profile: Profile) {
                 say(&after(&layers));
             }
             ["unblock"] => {
-                // SAFETY: it takes numbers and touches no memory.
+                // SAFETY: `close` takes a number and touches no memory.
                 let changed = unsafe { libc::fcntl(2, libc::F_SETFL, libc::O_NONBLOCK) };
                 say(&format!("changed {changed}"));
             }
@@ -102,7 +104,8 @@ pub(crate) fn child(profile: Profile) {
             ["fork"] => {
                 let mut made = 0;
                 while made < 1000 {
-                    // SAFETY: one thread, so the child is whole; it waits for its end.
+                    // SAFETY: this process has one thread, so the child is a whole copy; the parent
+                    // waits for its end.
                     match unsafe { libc::fork() } {
                         -1 => break,
                         0 => loop {
@@ -142,7 +145,7 @@ fn facts() -> String {
         }
     }
     for name in ["user", "pid", "mnt", "net", "ipc", "uts"] {
-        // A kernel without a kind of namespace has no such link.
+        // A kernel without this kind of namespace has no such link.
         let link = fs::read_link(format!("/proc/self/ns/{name}")).unwrap_or_default();
         let _ = writeln!(facts, "ns/{name} {}", link.display());
     }
@@ -158,7 +161,7 @@ fn facts() -> String {
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
     open.sort();
-    // One of them is the folder that is being read.
+    // One of the descriptors is the folder that is being read.
     let _ = writeln!(facts, "descriptors {}", open.join(" "));
     let _ = writeln!(
         facts,
@@ -177,7 +180,7 @@ fn facts() -> String {
         .expect_err("no server there")
         .kind();
     let _ = writeln!(facts, "loopback {loopback:?}");
-    // SAFETY: both take a number and touch no memory.
+    // SAFETY: both calls take a number and touch no memory.
     let (session, own) = unsafe { (libc::getsid(0), libc::getpid()) };
     let _ = writeln!(
         facts,
@@ -187,7 +190,8 @@ fn facts() -> String {
     facts
 }
 
-/// What is left between the two halves. Landlock forbids to open, not to look, so these are the mount's answers.
+/// What the mount allows on both halves. Landlock forbids opening files, not `stat`, so these
+/// answers come from the mount alone.
 fn after(layers: &[LayerReport]) -> String {
     let mut facts = String::new();
     for layer in layers.iter().filter(|layer| layer.layer == "landlock") {
@@ -226,7 +230,7 @@ fn after(layers: &[LayerReport]) -> String {
         .filter(|one| rustix::thread::capability_is_in_bounding_set(*one).unwrap_or(false))
         .count();
     let _ = writeln!(facts, "bounding {bounding}");
-    // SAFETY: takes a number and touches no memory; if it succeeds the test fails.
+    // SAFETY: `setuid` takes a number and touches no memory; if it succeeds the test fails.
     let _ = writeln!(facts, "unshare {}", unsafe {
         libc::unshare(libc::CLONE_NEWNET)
     });

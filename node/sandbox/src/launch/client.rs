@@ -1,4 +1,4 @@
-//! The supervisor's end.
+//! The supervisor's end of the launch socket.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -11,23 +11,24 @@ use rustix::net::{
 
 use super::{Command, Event, PACKET_BYTES};
 
-/// The supervisor's end of its socket to `casemate-launch`. Never blocks; made to stand in tokio's `AsyncFd`.
+/// The supervisor's end of its socket to `casemate-launch`. It never blocks, and is made for
+/// tokio's `AsyncFd`.
 #[derive(Debug)]
 pub struct Client {
     socket: OwnedFd,
 }
 
 impl Client {
-    /// From the socket; makes it non-blocking.
+    /// Takes the socket and makes it non-blocking.
     ///
     /// # Errors
-    /// It cannot be made so.
+    /// The socket cannot be made non-blocking.
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         Ok(Self { socket })
     }
 
-    /// From descriptor 0, where launch puts it.
+    /// Takes descriptor 0, where launch puts the socket.
     ///
     /// # Errors
     /// As [`Client::new`].
@@ -38,7 +39,7 @@ impl Client {
     /// Sends a command, with a descriptor if and only if it is [`Command::Start`] or [`Command::Hold`].
     ///
     /// # Errors
-    /// `WouldBlock` while launch is busy; anything else means that it is gone.
+    /// `WouldBlock` while launch is busy; any other error means that launch is gone.
     pub fn send(&self, command: &Command, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
         self.send_with(command, descriptor.as_slice())
     }
@@ -75,7 +76,7 @@ impl Client {
     /// The next event; `None` when launch is gone.
     ///
     /// # Errors
-    /// `WouldBlock` if there is none yet; `InvalidData` if it is not an event.
+    /// `WouldBlock` if there is none yet; `InvalidData` if the packet is malformed.
     pub fn recv(&self) -> io::Result<Option<Event>> {
         Ok(self.recv_with_descriptor()?.map(|(event, _)| event))
     }
@@ -85,7 +86,7 @@ impl Client {
     /// # Errors
     /// As [`Client::recv`].
     pub fn recv_with_descriptor(&self) -> io::Result<Option<(Event, Option<OwnedFd>)>> {
-        // A byte more than a packet, so that a longer one is noticed.
+        // One byte more than a packet, so that a longer packet is noticed.
         let mut bytes = [0; PACKET_BYTES + 1];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);

@@ -1,4 +1,4 @@
-//! Whether a descriptor from somebody else is a listening socket.
+//! Checks that a received descriptor is a listening socket.
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -6,25 +6,25 @@ use std::os::fd::AsFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, getsockname, ipproto, sockopt};
 
-/// Why a descriptor is none that launch holds.
+/// Why launch does not hold a descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotAListener {
-    /// No socket at all, or the kernel does not answer for it.
-    #[error("expected a listening TCP socket, got what is no socket: {0}")]
+    /// The descriptor is not a socket, or the kernel does not answer for it.
+    #[error("expected a listening TCP socket, got another descriptor: {0}")]
     NoSocket(Errno),
-    /// A socket of another kind.
+    /// The descriptor is a socket of another kind.
     #[error("expected a TCP socket over IPv4 or IPv6, got another socket")]
     NotTcp,
-    /// Nobody can connect to it: it was never told to listen, or was shut down.
+    /// No client can connect: listen(2) was never called, or the socket was shut down.
     #[error("expected a socket that listens, got one that does not")]
     NotListening,
 }
 
-/// The address that a listening TCP socket has. Nothing is asked but the kernel, so that whoever sent the descriptor is not
-/// believed about it.
+/// The address of a listening TCP socket. Only the kernel is asked, because the sender of the
+/// descriptor is not trusted.
 ///
 /// # Errors
-/// It is no such socket.
+/// The descriptor is not such a socket.
 pub fn listener_address(socket: impl AsFd) -> Result<SocketAddr, NotAListener> {
     let socket = socket.as_fd();
     let kind = sockopt::socket_type(socket).map_err(NotAListener::NoSocket)?;
@@ -86,7 +86,7 @@ mod tests {
             listener_address(&null),
             Err(NotAListener::NoSocket(_))
         ));
-        // As a gateway that was taken over can do to a socket that others have too.
+        // What a taken-over gateway can do to a socket that others share.
         let other = listener.try_clone().unwrap();
         rustix::net::shutdown(&other, rustix::net::Shutdown::Both).unwrap();
         assert_eq!(listener_address(&listener), Err(NotAListener::NotListening));

@@ -1,4 +1,5 @@
-//! What the supervisor and `casemate-launch` say to each other: packets of 64 bytes, and nothing else.
+//! The protocol between the supervisor and `casemate-launch`: packets of 64 bytes, and nothing
+//! else.
 //!
 //! The socket is a `SOCK_SEQPACKET` pair; the supervisor's end is its descriptor 0. A packet is, in little-endian order,
 //!
@@ -15,7 +16,7 @@
 //! | 28..60 | of note: the note | of adopted: the note, 0 for none |
 //! | 60..64 | 0 | 0 |
 //!
-//! and anything else is malformed: `casemate-launch` ends everything rather than guess.
+//! Anything else is malformed: `casemate-launch` ends everything rather than guess.
 
 mod client;
 mod listener;
@@ -25,31 +26,32 @@ use std::num::NonZeroU32;
 pub use client::Client;
 pub use listener::{NotAListener, listener_address};
 
-/// The variable in which launch tells a child its own namespaces, as the links of /proc/self/ns with spaces between:
-/// whoever is in another one has left launch's.
+/// The variable in which launch passes its own namespaces to a child, as the links of /proc/self/ns
+/// with spaces between: a child whose link differs has left launch's namespace.
 pub const OUTER_NAMESPACES: &str = "CASEMATE_OUTER_NS";
 
-/// Variables whose names start so are passed on to every program; launch passes on no others.
+/// Prefix of the variables that are passed on to every program; launch passes on no others.
 pub const KEPT_VARIABLES: &str = "CASEMATE_LOG";
 
-/// How launch names the cgroups that it makes: `casemate-{its pid}-{child's number}` for a child, and
+/// Prefix of the names of launch's cgroups: `casemate-{its pid}-{child's number}` for a child, and
 /// `casemate-{its pid}.{name}` for a group of them.
 pub const CGROUP_PREFIX: &str = "casemate-";
 
 /// Length of every packet, in bytes.
 pub const PACKET_BYTES: usize = 64;
 
-/// Children alive at a time. More is refused: each costs launch an entry in its table and a user id.
+/// Children alive at a time. Launch refuses more, because each costs it an entry in its table and a
+/// user id.
 pub const CHILDREN_MAX: usize = 4096;
 
-/// Listening sockets that launch holds at most; more is ignored.
+/// Listening sockets that launch holds at most; more are ignored.
 pub const SOCKETS_MAX: usize = casemate_wire::control::gateway::MAX_SOCKETS;
 
 /// Length of a note about a child, in bytes: a release's digest.
 pub const NOTE_BYTES: usize = 32;
 
 const MAGIC: [u8; 4] = *b"CSMT";
-/// Where a note stands.
+/// Position of a note in a packet.
 const NOTE: std::ops::Range<usize> = 28..28 + NOTE_BYTES;
 
 /// A program that launch starts for the supervisor.
@@ -63,7 +65,7 @@ pub enum Program {
     Worker,
 }
 
-/// From the supervisor.
+/// A command from the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     /// Start a program. Comes with a `SOCK_SEQPACKET` socket, which becomes the child's standard input, and may come with its
@@ -72,99 +74,102 @@ pub enum Command {
     Start {
         /// The supervisor's name for the child, in every event about it. No live child may have it.
         id: u64,
-        /// Which.
+        /// The program.
         program: Program,
         /// Memory limit, MiB; a worker needs one, for the others 0 means the machine's.
         memory_mib: u32,
         /// Processes and threads; a worker needs a limit, for the others 0 means none.
         pids: u32,
     },
-    /// End a child at once. Answered by [`Event::Exited`]; says nothing if there is no such child, for it may just have
-    /// ended by itself.
+    /// End a child at once. Answered by [`Event::Exited`]; without an answer if there is no such
+    /// child, which may just have ended by itself.
     Kill {
-        /// Which.
+        /// The child.
         id: u64,
     },
-    /// Give a spare worker to a tenant: the worker moves into the tenant's cgroup, and its own memory limit, which was that
-    /// of the largest function, narrows to its function's. Has no answer. Launch ends a worker that it cannot move or
-    /// narrow, ignores a limit that would be wider, and ignores a second tenant for the same worker. Without cgroups
-    /// the command does nothing.
+    /// Assign a spare worker to a tenant: the worker moves into the tenant's cgroup, and its own
+    /// memory limit, which was that of the largest function, is lowered to its function's. Has no
+    /// answer. Launch ends a worker that it cannot move or limit, ignores a limit that would be
+    /// higher, and ignores a second tenant for the same worker. Without cgroups the command does
+    /// nothing.
     Assign {
-        /// Which.
+        /// The worker.
         id: u64,
         /// Memory limit of the worker, MiB: at most the one in force.
         memory_mib: NonZeroU32,
-        /// The tenant, as the supervisor numbers tenants among those that have workers.
+        /// The tenant: the supervisor's number for it among the tenants that have workers.
         tenant: NonZeroU32,
-        /// Memory limit of all workers of the tenant together, MiB. The latest one counts.
+        /// Memory limit of all workers of the tenant together, MiB. The latest value counts.
         tenant_memory_mib: NonZeroU32,
     },
-    /// Remember this about a child, for the supervisor's successor. The latest note counts; a child that is gone needs none.
-    /// Has no answer.
+    /// Store a note about a child for the supervisor's successor. The latest note counts; a note
+    /// about a child that is gone is ignored. Has no answer.
     Note {
-        /// Which.
+        /// The child.
         id: u64,
-        /// What the supervisor wants to know again.
+        /// The note that the successor gets.
         note: [u8; NOTE_BYTES],
     },
-    /// Hold a listening TCP socket, so that it stays open whatever becomes of the gateway and the supervisor, and across a
-    /// restart of launch. Comes with the socket. Has no answer. Launch closes what is no such socket, what would be more
-    /// than [`SOCKETS_MAX`], and a second one of this number.
+    /// Hold a listening TCP socket, so that it stays open when the gateway, the supervisor or
+    /// launch is restarted. Comes with the socket. Has no answer. Launch closes a descriptor that
+    /// is not such a socket, one that would exceed [`SOCKETS_MAX`], and a second one with this
+    /// number.
     Hold {
         /// The supervisor's number for the socket.
         id: u64,
     },
-    /// Close a socket that is held; says nothing if there is none. Has no answer.
+    /// Close a held socket; ignored if there is none. Has no answer.
     Release {
-        /// Which.
+        /// The socket's number.
         id: u64,
     },
 }
 
-/// To the supervisor.
+/// An event for the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// A supervisor before this one has started the child, which runs. Comes with the supervisor's end of the child's control
-    /// socket. A successor is told at its start how many of these come first.
+    /// A predecessor of this supervisor has started the child, which runs. Comes with the
+    /// supervisor's end of the child's control socket. An argument at a successor's start holds the
+    /// number of these events, which come first.
     Adopted {
-        /// Its name in every event about it.
+        /// The child's id in every event about it.
         id: u64,
-        /// Which.
+        /// The program.
         program: Program,
         /// Its process id, as launch sees it.
         pid: u32,
         /// Memory limit, MiB; 0 for none.
         memory_mib: u32,
-        /// The tenant that a worker was given to.
+        /// The tenant to which the worker is assigned.
         tenant: Option<NonZeroU32>,
-        /// What the earlier supervisor has noted last; zeroes for nothing.
+        /// The earlier supervisor's last note; zeroes for none.
         note: [u8; NOTE_BYTES],
     },
-    /// Launch holds this listening socket. Comes with the socket. A supervisor is told at its start how many of these come
-    /// first, before the children.
+    /// Launch holds this listening socket. Comes with the socket. An argument at a supervisor's
+    /// start holds the number of these events, which come first, before the children.
     Held {
-        /// Its number.
+        /// The socket's number.
         id: u64,
     },
     /// The child runs its program.
     Started {
-        /// Which.
+        /// The child.
         id: u64,
         /// Its process id, as launch sees it.
         pid: u32,
     },
-    /// There is no such child.
+    /// The child was not started.
     Refused {
-        /// Which.
+        /// The child.
         id: u64,
-        /// Why.
+        /// The reason.
         refusal: Refusal,
     },
-    /// The child has ended, and its walls are gone.
+    /// The child has ended, and its cgroup is gone.
     Exited {
-        /// Which.
+        /// The child.
         id: u64,
-        /// How.
+        /// How the child ended.
         end: End,
     },
 }
@@ -172,15 +177,15 @@ pub enum Event {
 /// Why a child was not started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// [`CHILDREN_MAX`] are alive, or the one vault or gateway is.
+    /// [`CHILDREN_MAX`] children are alive, or the one vault or gateway is.
     Busy,
     /// A live child has this id.
     Duplicate,
-    /// The descriptor is no `SOCK_SEQPACKET` socket.
+    /// The descriptor is not a `SOCK_SEQPACKET` socket.
     NotAControlSocket,
-    /// A worker without a limit.
+    /// A worker has no limit.
     Unlimited,
-    /// The kernel refused a step, with this errno; launch's log says which.
+    /// The kernel refused a step, with this errno; launch's log names the step.
     Failed(i32),
 }
 
@@ -195,13 +200,13 @@ pub enum End {
     OutOfMemory,
 }
 
-/// Bytes that are no packet of this protocol.
+/// The bytes are not a packet of this protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a packet of the launch protocol")]
 pub struct Malformed;
 
 impl Command {
-    /// As a packet.
+    /// Encodes the command.
     pub fn encode(&self) -> [u8; PACKET_BYTES] {
         match *self {
             Self::Start {
@@ -226,10 +231,10 @@ impl Command {
         }
     }
 
-    /// From a packet.
+    /// Decodes a command.
     ///
     /// # Errors
-    /// Any byte is not as it must be.
+    /// A byte has a forbidden value.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let fields = Fields::read(bytes)?;
         let command = match fields.kind {
@@ -263,7 +268,7 @@ impl Command {
 }
 
 impl Command {
-    /// How many descriptors it comes with.
+    /// The number of descriptors that come with the command.
     pub fn descriptors(&self) -> std::ops::RangeInclusive<usize> {
         match self {
             Self::Start { .. } => 1..=2,
@@ -276,7 +281,7 @@ impl Command {
 }
 
 impl Event {
-    /// As a packet.
+    /// Encodes the event.
     pub fn encode(&self) -> [u8; PACKET_BYTES] {
         match *self {
             Self::Held { id } => packet(11, 0, id, [0; 3]),
@@ -314,10 +319,10 @@ impl Event {
         }
     }
 
-    /// From a packet.
+    /// Decodes an event.
     ///
     /// # Errors
-    /// Any byte is not as it must be.
+    /// A byte has a forbidden value.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let fields = Fields::read(bytes)?;
         let (id, number) = (fields.id, fields.first.cast_signed());
@@ -394,7 +399,7 @@ impl Program {
     }
 }
 
-/// The fields that packets have in common, not judged yet.
+/// The fields that packets have in common, before validation.
 struct Fields {
     kind: u8,
     which: u8,

@@ -1,4 +1,4 @@
-//! A node in a temporary folder, of which the test plays the supervisor.
+//! A node in a temporary folder; the test plays its supervisor.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
@@ -12,12 +12,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command as Process};
-use std::sync::RwLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use casemate_sandbox::launch::{Client, Command, Event, Program};
+use parking_lot::RwLock;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -27,14 +27,14 @@ use rustix::net::{
 
 use super::probe;
 
-/// For anything to happen at all.
+/// Bound for every wait.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 const NOBODY: u32 = 65534;
 
-/// Held for writing while programs are copied, for reading while a process is made.
+/// Locked for writing while programs are copied, for reading while a process is made.
 static FORKS: RwLock<()> = RwLock::new(());
 
-/// Who launch runs as. Tests that are not root themselves run both as who they are.
+/// The user as whom launch runs. Tests without root run both variants as their own user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum User {
     Root,
@@ -59,9 +59,9 @@ pub(crate) struct Node {
     _folder: tempfile::TempDir,
 }
 
-/// Of a child that is started by [`start`].
+/// Memory limit of a child that is started by [`start`].
 pub(crate) const MEMORY_MIB: u32 = 64;
-/// Of a child that is started by [`start`].
+/// Process limit of a child that is started by [`start`].
 pub(crate) const PIDS: u32 = 16;
 
 pub(crate) fn is_root() -> bool {
@@ -89,7 +89,7 @@ pub(crate) fn assign(id: u64, memory_mib: u32, tenant: u32, tenant_memory_mib: u
     }
 }
 
-/// A node of each user under whom workers have walls; the others are named as skipped.
+/// A node for each user under whom workers have namespaces; the others are printed as skipped.
 pub(crate) fn with_walls() -> impl Iterator<Item = (User, Node)> {
     USERS.into_iter().filter_map(|user| {
         let node = Node::start(user);
@@ -105,13 +105,14 @@ impl Node {
         Self::start_with(user, |_, _| {})
     }
 
-    /// With more of launch's process; `prepare` also gets the folder of the programs.
+    /// Like `start`, with options of launch's process; `prepare` also gets the folder of the
+    /// programs.
     #[expect(clippy::too_many_lines, reason = "one story, step by step")]
     pub(crate) fn start_with(user: User, prepare: impl FnOnce(&mut Process, &Path)) -> Self {
         static NODES: AtomicU32 = AtomicU32::new(0);
         let base = 800_000 + 10_000 * NODES.fetch_add(1, Ordering::Relaxed);
 
-        // All must be able to walk to the programs, and nobody to write its state.
+        // All users must be able to reach the programs, and none may write their folder.
         let folder = tempfile::tempdir().unwrap();
         open_to_all(folder.path());
         let programs = folder.path().join("programs");
@@ -119,7 +120,7 @@ impl Node {
         open_to_all(&programs);
         let launch = programs.join("casemate-launch");
         {
-            let _no_fork = FORKS.write().unwrap();
+            let _no_fork = FORKS.write();
             for name in ["node", "vault", "gateway", "worker"] {
                 fs::copy(probe::path(), programs.join(format!("casemate-{name}"))).unwrap();
             }
@@ -166,7 +167,7 @@ impl Node {
         listener.set_nonblocking(true).unwrap();
         if !readable(&listener) {
             let _ = launch.kill();
-            panic!("the supervisor did not come: {}", log.join().unwrap());
+            panic!("the supervisor did not start: {}", log.join().unwrap());
         }
         let (supervisor, facts, command_socket) = accept(&listener);
         Self {
@@ -186,7 +187,7 @@ impl Node {
         .look_around()
     }
 
-    /// A throw-away worker shows what this machine gives.
+    /// Starts a throw-away worker, which shows what this machine offers.
     fn look_around(mut self) -> Self {
         self.inherited = self.held();
         let (worker, facts) = self.child(u64::MAX - 1, Program::Worker);
@@ -197,13 +198,13 @@ impl Node {
         self
     }
 
-    /// Starts a child and takes its facts.
+    /// Starts a child and returns its facts.
     pub(crate) fn child(&mut self, id: u64, program: Program) -> (OwnedFd, String) {
         let (child, facts, _) = self.child_with_pid(id, program);
         (child, facts)
     }
 
-    /// Starts a child and takes its facts, and its process id from launch.
+    /// Starts a child and returns its facts, and its process id from launch.
     pub(crate) fn child_with_pid(&mut self, id: u64, program: Program) -> (OwnedFd, String, u32) {
         let (ours, theirs) = control();
         self.send(start(id, program), Some(theirs.as_fd()));
@@ -251,7 +252,7 @@ impl Node {
         self.supervisor.write_all(&[code]).unwrap();
     }
 
-    /// Kills the supervisor, as which the test goes on when launch has started another one.
+    /// Kills the supervisor; the test continues as the one that launch starts next.
     pub(crate) fn kill_supervisor(&mut self) {
         let pid = value(&self.supervisor_facts, "NSpid").parse().unwrap();
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
@@ -259,17 +260,17 @@ impl Node {
         self.next_supervisor();
     }
 
-    /// Goes on as the supervisor that launch starts next.
+    /// Continues as the supervisor that launch starts next.
     pub(crate) fn next_supervisor(&mut self) {
         let (other, _) = control();
         self.client = Client::new(other).unwrap();
-        assert!(readable(&self.listener), "no other supervisor came");
+        assert!(readable(&self.listener), "no other supervisor was started");
         let (supervisor, facts, command_socket) = accept(&self.listener);
         (self.supervisor, self.supervisor_facts) = (supervisor, facts);
         self.client = Client::new(command_socket).unwrap();
     }
 
-    /// Starts a child whose control socket launch keeps for the supervisor's successor; nobody else does.
+    /// Starts a child whose control socket launch alone keeps for the supervisor's successor.
     pub(crate) fn lasting_child(&mut self, id: u64, program: Program) {
         let (ours, theirs) = control();
         let ends = [theirs.as_fd(), ours.as_fd()];
@@ -282,15 +283,15 @@ impl Node {
         told(&ours);
     }
 
-    /// The next child that the supervisor adopts, or socket that it takes over: the event, and the child's control socket or
-    /// the socket.
+    /// The next child that the supervisor adopts, or the next held socket: the event, and the
+    /// child's control socket or the socket.
     pub(crate) fn adopted(&mut self) -> (Event, OwnedFd) {
         assert!(readable(&self.client), "no event");
         let (event, descriptor) = self.client.recv_with_descriptor().unwrap().unwrap();
         (event, descriptor.expect("a descriptor"))
     }
 
-    /// The sockets that a supervisor which has just come is told of.
+    /// The held sockets that are reported to a new supervisor.
     pub(crate) fn held(&mut self) -> Vec<(u64, OwnedFd)> {
         let words: Vec<_> = value(&self.supervisor_facts, "arguments")
             .split(' ')
@@ -304,7 +305,7 @@ impl Node {
         (0..count).map(next).collect()
     }
 
-    /// The supervisor closes its command socket.
+    /// Closes the supervisor's command socket.
     pub(crate) fn hang_up(&mut self) {
         let (other, _) = control();
         self.client = Client::new(other).unwrap();
@@ -316,7 +317,7 @@ impl Node {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
-    /// Of launch; `None` if a signal ended it.
+    /// The exit code of launch; `None` if a signal ended it.
     pub(crate) fn exit_code(&mut self) -> Option<i32> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -336,12 +337,12 @@ impl Node {
         self.cgroups
     }
 
-    /// Those of children that launch has made and not removed; the supervisor's aside.
+    /// Cgroups of children that launch has made and not removed, except the supervisor's.
     pub(crate) fn cgroups(&self) -> Vec<String> {
         self.cgroups_named(&format!("casemate-{}-", self.pid))
     }
 
-    /// The groups of cgroups that launch has made and not removed.
+    /// Groups of cgroups that launch has made and not removed.
     pub(crate) fn groups(&self) -> Vec<String> {
         self.cgroups_named(&format!("casemate-{}.", self.pid))
     }
@@ -376,13 +377,14 @@ impl Drop for Node {
     }
 }
 
-/// Starts a process. A copy that is being written must not be open in it, or the copy cannot be executed.
+/// Starts a process. While a copy is being written, a new process must not inherit it, or the copy
+/// could not be executed.
 pub(crate) fn spawn(command: &mut Process) -> Child {
-    let _no_copy = FORKS.read().unwrap();
+    let _no_copy = FORKS.read();
     command.spawn().unwrap()
 }
 
-/// A control socket: our end and a child's.
+/// Makes a control socket: our end and a child's.
 pub(crate) fn control() -> (OwnedFd, OwnedFd) {
     socketpair(
         AddressFamily::UNIX,
@@ -397,16 +399,16 @@ pub(crate) fn order(child: &OwnedFd, order: &str) {
     send(child, order.as_bytes(), SendFlags::NOSIGNAL).unwrap();
 }
 
-/// The next packet of a child.
+/// The next packet from a child.
 pub(crate) fn told(child: &OwnedFd) -> String {
-    assert!(readable(child), "the child says nothing");
+    assert!(readable(child), "the child sends nothing");
     let mut bytes = vec![0; 8192];
     let (length, _) = recv(child, &mut bytes[..], RecvFlags::DONTWAIT).unwrap();
     assert_ne!(length, 0, "the child is gone");
     String::from_utf8(bytes[..length].to_vec()).unwrap()
 }
 
-/// Whether a child has ended, or does so in a moment.
+/// Whether a child has ended, or ends within a moment.
 pub(crate) fn is_closed(child: &OwnedFd) -> bool {
     let mut byte = [0];
     readable(child)
@@ -416,7 +418,7 @@ pub(crate) fn is_closed(child: &OwnedFd) -> bool {
         )
 }
 
-/// Of `name value` lines.
+/// The value of a name in `name value` lines.
 pub(crate) fn value<'a>(facts: &'a str, name: &str) -> &'a str {
     let line = facts
         .lines()
@@ -438,7 +440,7 @@ fn readable(fd: impl AsFd) -> bool {
     poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap() > 0
 }
 
-/// A supervisor that has come, what it says of itself, and its command socket.
+/// Accepts a new supervisor: its facts and its command socket.
 fn accept(listener: &UnixListener) -> (UnixStream, String, OwnedFd) {
     let (supervisor, _) = listener.accept().unwrap();
     supervisor.set_nonblocking(false).unwrap();
@@ -447,7 +449,7 @@ fn accept(listener: &UnixListener) -> (UnixStream, String, OwnedFd) {
 }
 
 fn receive_descriptor(socket: &UnixStream) -> (String, OwnedFd) {
-    assert!(readable(socket), "the supervisor says nothing");
+    assert!(readable(socket), "the supervisor sends nothing");
     let mut bytes = vec![0; 8192];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);

@@ -1,11 +1,11 @@
-//! Finding and running `examples/probe`.
+//! Finds and runs `examples/probe`.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Cargo builds examples together with tests, beside them.
+/// Cargo builds examples together with tests, in a folder beside them.
 pub(crate) fn path() -> PathBuf {
     let test = std::env::current_exe().expect("our own path");
     let path = test
@@ -21,8 +21,8 @@ pub(crate) fn path() -> PathBuf {
     path
 }
 
-/// What it prints.
-#[allow(dead_code)] // Of the two tests that share this file only one runs it directly.
+/// The output of the program.
+#[allow(dead_code)] // Only one of the two tests that share this file runs it directly.
 pub(crate) fn run(arguments: &[&str]) -> String {
     let output = Command::new(path())
         .args(arguments)

@@ -5,16 +5,16 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::BackoffBuilder as _;
 use casemate_channel::fair::{self, Taken};
 use casemate_push::bundle::{Header, Part, Receiver};
 use casemate_push::{
-    Backoff, Expected, Hello, LogEntry, LogLevel, NodeEnd, NodeEvent, NotStored, StatementId,
+    Expected, Hello, LogEntry, LogLevel, NodeEnd, NodeEvent, NotStored, RECONNECT, StatementId,
     Versions, Violation,
 };
 use casemate_trust::id::{Digest, TenantId};
 use casemate_wire::control::FunctionKey;
 use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
-use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::mpsc;
 
 use super::Happening;
@@ -171,7 +171,7 @@ pub(crate) async fn run(
     happenings: mpsc::Sender<Happening>,
 ) {
     let mut wanted = Wanted::new();
-    let mut backoff = Backoff::default();
+    let mut pauses = RECONNECT.build();
     loop {
         let mut served = false;
         let broken = session(
@@ -188,7 +188,7 @@ pub(crate) async fn run(
             return;
         }
         if served {
-            backoff.reset();
+            pauses = RECONNECT.build();
         }
         if happenings
             .send(Happening::Push(Heard::Disconnected(broken.to_string())))
@@ -198,7 +198,8 @@ pub(crate) async fn run(
             return;
         }
         // What was to be said on that connection has no meaning on the next, but for bundles.
-        let until = tokio::time::Instant::now() + backoff.next(random_byte());
+        let pause = pauses.next().unwrap_or_default();
+        let until = tokio::time::Instant::now() + pause;
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => break,
@@ -209,13 +210,6 @@ pub(crate) async fn run(
             }
         }
     }
-}
-
-fn random_byte() -> u8 {
-    let mut byte = [0];
-    // Without randomness pauses are just the same.
-    let _filled = SystemRandom::new().fill(&mut byte);
-    byte[0]
 }
 
 /// What stays wanted across connections.

@@ -2,10 +2,11 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_push::Versions;
+use parking_lot::Mutex;
 use rustls::client::AlwaysResolvesClientRawPublicKeys;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
@@ -140,7 +141,7 @@ impl Signer for RemoteKey {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
         let failed =
             |error: std::io::Error| Error::General(format!("the vault did not sign: {error}"));
-        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut socket = self.socket.lock();
         socket.set_nonblocking(false).map_err(failed)?;
         socket
             .set_read_timeout(Some(SIGN_TIMEOUT))

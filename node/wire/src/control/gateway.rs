@@ -1,4 +1,4 @@
-//! Supervisor and gateway.
+//! Messages between supervisor and gateway.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,16 +7,19 @@ use super::{Digest, Failure, FunctionKey, LayerReport, MAX_INLINE_BYTES, Message
 /// From the supervisor to the gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToGateway {
-    /// Comes before `Start`, at most [`MAX_SOCKETS`] times: a listening socket that an earlier gateway has opened. Descriptor:
-    /// the socket.
+    /// Comes before `Start`, at most [`MAX_SOCKETS`] times: a listening socket that an earlier
+    /// gateway has opened. Descriptor: the socket.
     Socket {
-        /// Where `Start` names the socket's address: a position among its `listeners`, followed by its `health`.
+        /// The index of the socket's address in `Start`: among its `listeners`, followed by its
+        /// `health`.
         place: u32,
     },
-    /// What to listen on. The gateway opens the sockets that did not come before, reads its certificate files, closes its
-    /// sandbox, and answers with its sockets and `Ready`, or with `Failed`.
+    /// The addresses to listen on. The gateway opens the sockets that were not passed before, reads
+    /// its certificate files, closes its sandbox, and answers with its sockets and `Ready`, or with
+    /// `Failed`.
     Start(Start),
-    /// These hosts now lead to this function, and no other host does. An empty list takes the function away.
+    /// These hosts now lead to this function, and no other host does. An empty list removes the
+    /// function.
     Route(Box<Route>),
     /// A worker serves this function from now on. Descriptor: the channel (the gateway opens streams). Requests may be
     /// sent before the worker has loaded. A channel of another release than the newest route's drains.
@@ -27,62 +30,65 @@ pub enum ToGateway {
         release: Digest,
         /// The worker.
         worker: WorkerId,
-        /// Requests at a time.
+        /// Requests that the worker may have at a time.
         concurrency: u32,
-        /// Wall-clock time of one request until its response ends, milliseconds: the worker's own limit, which the gateway
-        /// holds it to.
+        /// Wall-clock time of one request until its response ends, milliseconds: the worker's own
+        /// limit, which the gateway enforces.
         wall_time_ms: u32,
     },
-    /// Send this worker nothing new; say `Drained` when its last stream has ended.
+    /// Send this worker no new request; report `Drained` when its last stream has ended.
     Retire {
         /// The worker.
         worker: WorkerId,
     },
-    /// The worker is about to end. Requests on its channel above `begun` were not begun by it: they go to another worker,
-    /// and so do all that come. `Gone` follows.
+    /// The worker is about to end. It has not begun the requests on its channel above `begun`: they
+    /// go to another worker, and so do all new ones. `Gone` follows.
     Dying {
         /// The worker.
         worker: WorkerId,
         /// The last stream that it has begun.
         begun: u32,
     },
-    /// The worker's process has ended. What its callers are told depends on `failure`.
+    /// The worker's process has ended. Its callers' answer depends on `failure`.
     Gone {
         /// The worker.
         worker: WorkerId,
-        /// Why.
+        /// The reason.
         failure: Failure,
     },
-    /// No worker can be had for this function now; callers that wait are told so.
+    /// No worker is available for this function now; waiting callers get this refusal.
     Refuse {
         /// The function.
         key: FunctionKey,
-        /// Why.
+        /// The reason.
         failure: Failure,
-        /// What the caller may read.
+        /// The message for the callers.
         message: String,
     },
     /// Whether the node should get callers. Sent after all routes when the gateway has started, and on each change.
     Standing(Standing),
-    /// Look at the certificate files now, changed or not.
+    /// Check the certificate files now, changed or not.
     Reload,
-    /// Ask callers to go, then stop accepting, finish what is under way, say `Stopped` and exit 0.
+    /// Ask callers to leave, then stop accepting, finish requests under way, report `Stopped` and
+    /// exit 0.
     Drain {
-        /// How long at most, milliseconds.
+        /// Longest time, milliseconds.
         grace_ms: u32,
     },
-    /// First message of a supervisor that was started in place of one that has crashed: hand the sockets over and say `Ready`
-    /// once more.
+    /// First message of a supervisor that replaces one that has crashed: send the sockets and
+    /// `Ready` once more.
     Resume,
 }
 
 impl Message for ToGateway {
-    /// `Start`, with all that a configuration file of 256 KiB can name; a route has at most 64 hosts and 32 paths of 1 KiB.
+    /// `Start`, with all that a configuration file of 256 KiB can name; a route has at most 64
+    /// hosts and 32 paths of 1 KiB.
     const MAX_BYTES: usize = 1024 * 1024;
 }
 
 impl Message for FromGateway {
-    /// Records, of which no more are said at a time, or the addresses of hundreds of listeners; never a memfd.
+    /// Records, which are sent in bounded groups, or the addresses of hundreds of listeners; never
+    /// a memfd.
     const MAX_BYTES: usize = MAX_INLINE_BYTES;
 }
 
@@ -91,24 +97,25 @@ impl Message for FromGateway {
 pub struct Start {
     /// Sockets to open.
     pub listeners: Vec<Listener>,
-    /// `address:port` of sockets on which only the node's health is answered.
+    /// `address:port` of sockets on which only health probes are answered.
     pub health: Vec<String>,
-    /// Callers stay in the sockets' queues until all routes are known, milliseconds at most: a gateway in the place of
-    /// another one answers none of them with a refusal that a moment later would be an answer.
+    /// Longest time, milliseconds, for which callers stay in the sockets' queues until all routes
+    /// are known: a gateway that replaces another one should not refuse requests that it could
+    /// answer a moment later.
     pub load_wait_ms: u32,
-    /// PEM files; the names in each certificate choose it by SNI, the first is the default.
+    /// PEM files; SNI selects a certificate by its names, and the first is the default.
     pub certificates: Vec<CertificateFiles>,
     /// Connections at a time, over all listeners.
     pub max_connections: u32,
-    /// Until the whole request head has come, milliseconds.
+    /// Time until the whole request head has come, milliseconds.
     pub header_timeout_ms: u32,
-    /// Between two bytes of a body in either direction, milliseconds.
+    /// Longest pause between two bytes of a body in either direction, milliseconds.
     pub idle_timeout_ms: u32,
     /// How connections and requests are divided.
     pub shares: Shares,
 }
 
-/// Sockets that a gateway listens on at most. Each is held by launch too, for the next gateway.
+/// Most sockets that a gateway listens on. Launch holds each of them too, for the next gateway.
 pub const MAX_SOCKETS: usize = 256;
 
 /// Whether the node should get callers.
@@ -116,16 +123,17 @@ pub const MAX_SOCKETS: usize = 256;
 pub struct Standing {
     /// All plans of the vault are known: a host without a route then has no function, unless it is in `expected`.
     pub is_loaded: bool,
-    /// Hosts of plans whose functions are not ready here, such as for want of their bundles; at most [`MAX_EXPECTED`].
+    /// Hosts of plans whose functions are not ready here, such as for lack of their bundles; at
+    /// most [`MAX_EXPECTED`].
     pub expected: Vec<String>,
-    /// Whether a worker can be had: starting workers does not fail again and again, or there is one.
+    /// Whether a worker is available: workers can be started, or one runs.
     pub can_start: bool,
 }
 
-/// Hosts in [`Standing`] at most: what fits into a message.
+/// Most hosts in [`Standing`], so that it fits into a message.
 pub const MAX_EXPECTED: usize = 2000;
 
-/// How much of the gateway one source network, and one tenant, may have.
+/// The shares of one source network, and of one tenant, in the gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shares {
     /// Connections at a time from one source network.
@@ -158,7 +166,7 @@ pub struct CertificateFiles {
     pub key: String,
 }
 
-/// Where requests for a function come from and which are let through.
+/// The hosts that lead to a function, and its perimeter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// The function.
@@ -167,16 +175,16 @@ pub struct Route {
     pub release: Digest,
     /// Host names, lower case, no port.
     pub hosts: Vec<String>,
-    /// What is checked before a worker is woken.
+    /// The checks before a worker is woken.
     pub perimeter: Perimeter,
 }
 
 /// Checks made before a worker is woken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Perimeter {
-    /// Methods let through; empty means all of GET HEAD POST PUT PATCH DELETE OPTIONS.
+    /// Permitted methods; an empty list means GET HEAD POST PUT PATCH DELETE OPTIONS.
     pub methods: Vec<String>,
-    /// Path patterns let through (`/a`, `/a/*`); empty means all.
+    /// Permitted path patterns (`/a`, `/a/*`); an empty list means all.
     pub paths: Vec<String>,
     /// Largest request body, bytes.
     pub max_body_bytes: u64,
@@ -185,38 +193,40 @@ pub struct Perimeter {
 /// From the gateway to the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromGateway {
-    /// A socket that the gateway listens on: each comes before `Ready`. Descriptor: the socket.
+    /// A socket that the gateway listens on; all of them come before `Ready`. Descriptor: the
+    /// socket.
     Socket {
         /// As in [`ToGateway::Socket`].
         place: u32,
     },
-    /// Listening, walls closed.
+    /// The gateway listens, and its sandbox is closed.
     Ready {
         /// The addresses in the order of `Start::listeners`, then of `Start::health`, with real ports.
         addresses: Vec<String>,
         /// Layers of its sandbox.
         layers: Vec<LayerReport>,
     },
-    /// Could not start; the gateway exits after this.
+    /// The gateway could not start; it exits after this.
     Failed {
-        /// What was wrong, where, and what would be right.
+        /// The fault, its place, and the remedy.
         message: String,
     },
-    /// Requests wait for this function and no worker has room.
+    /// Requests wait for this function, and no worker has a free slot.
     Need {
         /// The function.
         key: FunctionKey,
-        /// How many wait.
+        /// Number of waiting requests.
         waiting: u32,
     },
-    /// This worker has had nothing to do for so long (sent every few seconds while so).
+    /// This worker has been idle for so long (sent every few seconds while it is).
     Idle {
         /// The worker.
         worker: WorkerId,
         /// Milliseconds.
         idle_ms: u64,
     },
-    /// This worker was given so many requests since it serves (sent about once a second while they become more).
+    /// Number of requests that this worker has got so far (sent about once a second while it
+    /// rises).
     Given {
         /// The worker.
         worker: WorkerId,
@@ -228,20 +238,20 @@ pub enum FromGateway {
         /// The worker.
         worker: WorkerId,
     },
-    /// The gateway sends nothing more to this worker, although the worker's process has not been
-    /// reported as ended. The supervisor ends the process: without the gateway nobody could reach
-    /// it.
+    /// The gateway sends no more requests to this worker, although the worker's process has not
+    /// been reported as ended. The supervisor ends the process, because without the gateway no
+    /// caller can reach it.
     Unusable {
         /// The worker.
         worker: WorkerId,
         /// What the gateway observed.
         fault: WorkerFault,
     },
-    /// The certificates that are served: sent after `Ready` and whenever one has changed.
+    /// The served certificates: sent after `Ready` and whenever one has changed.
     Certificates(Vec<Certificate>),
-    /// Access records, for the tenants' logs: many at a time, or each would wake the supervisor.
+    /// Access records, for the tenants' logs: in groups, because each message wakes the supervisor.
     Access(Vec<Access>),
-    /// Drained; exiting.
+    /// Drained; the gateway exits.
     Stopped,
 }
 
@@ -252,11 +262,11 @@ pub struct Certificate {
     pub chain: String,
     /// When it expires, seconds since 1970; `None` where that cannot be read.
     pub expires: Option<u64>,
-    /// Why the files are not what is served, where they are not: what is wrong with them.
+    /// The fault in the files, if they are not what is served.
     pub refused: Option<String>,
 }
 
-/// Certificates that are reported at most; those that expire first.
+/// Most certificates in a report; those that expire first.
 pub const MAX_CERTIFICATES: usize = 16;
 /// Longest text in such a report, bytes.
 pub const MAX_CERTIFICATE_TEXT_BYTES: usize = 400;
@@ -277,18 +287,20 @@ pub struct Access {
     pub key: FunctionKey,
     /// The `:request` field given to the worker.
     pub request: String,
-    /// Method.
+    /// Method of the request.
     pub method: String,
     /// Path without the query.
     pub path: String,
     /// Status sent to the caller.
     pub status: u16,
-    /// Class, when the gateway itself answered.
+    /// The failure, when the gateway itself answered.
     pub failure: Option<Failure>,
-    /// Until the head of the response was sent, microseconds.
+    /// Time until the head of the response was sent, microseconds.
     pub head_us: u32,
-    /// Records of this function that were dropped before: they came faster than they are recorded.
+    /// Records of this function that were dropped before, because they came faster than the budget
+    /// allows.
     pub dropped: u32,
-    /// Cookies of this function that were dropped, for they named a domain wider than its host; not told before.
+    /// Cookies of this function that were dropped because their domain was wider than its host, and
+    /// not reported before.
     pub wide_cookies: u32,
 }

@@ -7,8 +7,8 @@
 //! driver does that by itself. Each kind of message has a bound of its own
 //! ([`Message::MAX_BYTES`]); a list that may be longer than that is said in [`parts`].
 //!
-//! Nobody on a control channel is believed about *who* it is: a worker is the descriptor that it
-//! was given.
+//! A control channel's peer is never identified by what it claims: a worker is identified by the
+//! descriptor that it was given.
 
 pub mod gateway;
 pub mod parts;
@@ -24,20 +24,19 @@ pub const MAX_DESCRIPTORS: usize = 3;
 
 /// A message of a control channel.
 pub trait Message: Serialize + for<'de> Deserialize<'de> {
-    /// Largest encoding, in bytes, that is sent and that is read: the most that the sender has to
-    /// say when nobody has taken it over, and so the most memory that it takes of the receiver when
-    /// somebody has.
+    /// Largest encoding, in bytes, for sending and receiving: the most that an honest sender has to
+    /// send, and so the most memory that a hostile one can occupy at the receiver.
     const MAX_BYTES: usize;
 }
 
 /// SHA-256 of an object, or an id made from one.
 pub type Digest = [u8; 32];
 
-/// One worker process in the life of this supervisor; never reused.
+/// One worker process in the lifetime of this supervisor; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct WorkerId(pub u64);
 
-/// A function of a tenant: what routes, workers and logs are about.
+/// A function of a tenant, the subject of routes, workers and logs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FunctionKey {
     /// The tenant's id.
@@ -46,11 +45,11 @@ pub struct FunctionKey {
     pub function: String,
 }
 
-/// What a worker may occupy beyond its function's heap, MiB: the program, V8, buffers and code. The
-/// worker holds itself to it, and its cgroup is made for it.
+/// Memory that a worker may use beyond its function's heap, MiB: the program, V8, buffers and code.
+/// The worker enforces it, and its cgroup allows for it.
 pub const WORKER_OVERHEAD_MIB: u32 = 192;
 
-/// What of a release bounds a running function. Zero is never "unlimited".
+/// The limits in a release that bound a running function. Zero is never "unlimited".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// CPU time of one request, milliseconds of thread time.
@@ -65,7 +64,7 @@ pub struct Limits {
     pub concurrency: u32,
 }
 
-/// Why a request, or a worker, came to a bad end. Outsiders see the snake-case name.
+/// Why a request, or a worker, failed. Outsiders see the snake-case name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Failure {
@@ -75,15 +74,15 @@ pub enum Failure {
     ExceededMemory,
     /// More wall-clock time than the release allows.
     ExceededWall,
-    /// The handler threw, or answered with something that is no response.
+    /// The handler threw, or returned an invalid response.
     Exception,
     /// An uncaught refusal of an outgoing call that the release does not allow.
     EgressDenied,
-    /// The worker's process ended without saying why.
+    /// The worker's process ended without a reason.
     WorkerLost,
     /// The function could not be loaded.
     LoadFailed,
-    /// No worker can be had: the node is at its limit or draining.
+    /// No worker is available: the node is at its limit or draining.
     Unavailable,
     /// An uncaught refusal of an outgoing call: the node's lease is over, so it uses no
     /// credentials.
@@ -97,7 +96,7 @@ pub enum Failure {
 pub struct LayerReport {
     /// The layer's name, as in `require = [...]`.
     pub layer: String,
-    /// Whether it is in force.
+    /// Whether the layer is in force.
     pub in_force: bool,
     /// The mechanism (`cgroup v1`), or why it is not in force.
     pub detail: String,
@@ -136,7 +135,7 @@ impl Failure {
         }
     }
 
-    /// As the code of a reset stream.
+    /// The code of a stream that is reset for this failure.
     pub fn to_reset(self) -> u16 {
         FIRST_FAILURE_CODE
             + Self::ALL
@@ -145,7 +144,7 @@ impl Failure {
                 .expect("ALL has every failure") as u16
     }
 
-    /// From the code of a reset stream; `None` for the channel's own codes.
+    /// The failure of a stream's reset code; `None` for the channel's own codes.
     pub fn from_reset(code: u16) -> Option<Self> {
         Self::ALL
             .get(usize::from(code.checked_sub(FIRST_FAILURE_CODE)?))
@@ -153,20 +152,20 @@ impl Failure {
     }
 }
 
-/// A message's bytes.
+/// Encodes a message.
 ///
 /// # Errors
-/// It would be over [`Message::MAX_BYTES`].
+/// The encoding exceeds [`Message::MAX_BYTES`].
 pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, MessageError> {
     let bytes = postcard::to_stdvec(message).map_err(MessageError::Format)?;
     must_fit::<M>(&bytes)?;
     Ok(bytes)
 }
 
-/// A message from its bytes, all of them.
+/// Decodes a message from all of these bytes.
 ///
 /// # Errors
-/// Too long, or not such a message.
+/// The bytes are too long, or not such a message.
 pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, MessageError> {
     must_fit::<M>(bytes)?;
     match postcard::take_from_bytes(bytes).map_err(MessageError::Format)? {
@@ -188,18 +187,18 @@ fn must_fit<M: Message>(bytes: &[u8]) -> Result<(), MessageError> {
 /// Why a message was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
-    /// Too long.
+    /// The message is too long.
     #[error("expected a message of at most {most} bytes, got {got}")]
     TooLarge {
         /// [`Message::MAX_BYTES`].
         most: usize,
-        /// What came.
+        /// The size that came.
         got: usize,
     },
-    /// Not such a message.
-    #[error("the bytes are not such a message")]
+    /// The bytes are not such a message.
+    #[error("the bytes are not a message of the expected kind")]
     Format(#[source] postcard::Error),
-    /// More than one message.
+    /// More bytes follow the message.
     #[error("{0} bytes follow the message")]
     Trailing(usize),
 }

@@ -1,36 +1,36 @@
-//! Lists that may be too long for one message. They are said in parts, and mean something only as a
-//! whole: half of a plan would withdraw the other half.
+//! Lists that may be too long for one message. They are sent in parts, and count only as a whole:
+//! half of a plan would withdraw the other half.
 
 use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 
-/// Items of a part, bytes: with the head and one item more it is still well below the bound of any
-/// message with parts.
+/// Bytes of items in a part: with the head and one item more, a part is still well below the bound
+/// of any message with parts.
 const PART_BYTES: usize = 128 * 1024;
 
-/// What is said in parts: a list of items, and a head that is small and the same in each part.
+/// A value that is sent in parts: a list of items, and a small head that is the same in each part.
 pub trait Whole: Clone + PartialEq + Debug {
-    /// One of the list.
+    /// An item of the list.
     type Item: Serialize + Debug;
 
-    /// The list. What is left of `self` without it is the head.
+    /// The list. Without its items, `self` is the head.
     fn items(&mut self) -> &mut Vec<Self::Item>;
 }
 
-/// Some of the items. Nothing else is said on the channel between the parts of a whole.
+/// Some of the items. Nothing else is sent on the channel between the parts of a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part<W> {
     /// The head, with the items of this part.
     pub of: W,
-    /// Items in the parts before; with 0 a whole begins, whatever came before.
+    /// Number of items in the earlier parts; 0 begins a new whole, whatever came before.
     pub before: u32,
-    /// Items of the whole.
+    /// Number of items of the whole.
     pub total: u32,
 }
 
 impl<W: Whole> Part<W> {
-    /// All parts, at least one, in order.
+    /// Cuts a whole into parts, at least one, in order.
     pub fn cut(mut whole: W) -> Vec<Self> {
         let items = std::mem::take(whole.items());
         let total = count(items.len());
@@ -58,28 +58,28 @@ fn count(items: usize) -> u32 {
     u32::try_from(items).unwrap_or(u32::MAX)
 }
 
-/// As it is encoded, bytes. What cannot be encoded fails when it is sent.
+/// The size of an item's encoding, bytes. An item that cannot be encoded fails when it is sent.
 pub fn size<T: Serialize>(item: &T) -> usize {
     postcard::serialize_with_flavor(item, postcard::ser_flavors::Size::default()).unwrap_or(0)
 }
 
-/// Why a part was refused; what came of its whole before is forgotten.
+/// Why a part was refused; the earlier parts of its whole are discarded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PartError {
-    /// Parts are missing, or are of something else.
+    /// Parts are missing, or belong to another whole.
     #[error("the part does not follow what came before")]
     Order,
-    /// More items than there can be.
+    /// The whole has too many items.
     #[error("expected at most {most} items, got {got}")]
     TooMany {
         /// The bound.
         most: u32,
-        /// What came, or was announced.
+        /// The number that came, or was announced.
         got: u32,
     },
 }
 
-/// Parts that are put together again.
+/// Puts parts together again.
 #[derive(Debug)]
 pub struct Arriving<W: Whole> {
     most: u32,
@@ -94,7 +94,7 @@ struct Unfinished<W: Whole> {
 }
 
 impl<W: Whole> Arriving<W> {
-    /// Takes wholes of at most so many items, which bounds its memory: each item has come in a
+    /// Accepts wholes of at most so many items, which bounds its memory: each item has come in a
     /// message.
     pub fn new(most: u32) -> Self {
         Self {
@@ -103,7 +103,7 @@ impl<W: Whole> Arriving<W> {
         }
     }
 
-    /// Takes the next part; the whole with the last one.
+    /// Takes the next part; returns the whole with the last one.
     ///
     /// # Errors
     /// See [`PartError`].
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hundred_thousand_tenants_arrive_whole_in_messages_that_fit() {
+    fn a_hundred_thousand_tenants_arrive_in_messages_that_fit() {
         let whole = have(1, 100_000);
         let mut arriving = Arriving::new(100_000);
         let mut parts = Part::cut(whole.clone());
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_a_whole_too() {
+    fn an_empty_list_is_a_whole_too() {
         let parts = Part::cut(have(1, 0));
         assert_eq!(parts.len(), 1);
         assert_eq!(
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_grow_without_bound_is_refused() {
+    fn a_whole_with_too_many_items_is_refused() {
         let part = |before, total, tenants| Part {
             of: have(1, tenants),
             before,
@@ -205,13 +205,13 @@ mod tests {
         assert_eq!(
             arriving.take(part(6, 10, 4)),
             Err(PartError::Order),
-            "it was forgotten"
+            "the earlier parts were discarded"
         );
     }
 
     proptest! {
-        /// Parts of several wholes, some lost, some twice: what comes out is one of them as it was,
-        /// or nothing.
+        /// For parts of several wholes, some lost, some duplicated: the result is one of the wholes
+        /// unchanged, or nothing.
         #[test]
         fn a_whole_is_never_made_of_less(tenants in 1_u32..8_000, lost in proptest::collection::vec(0_u8..4, 60)) {
             let wholes = [have(1, tenants), have(2, tenants), have(1, tenants + 1), have(1, tenants)];

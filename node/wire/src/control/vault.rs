@@ -1,4 +1,4 @@
-//! Supervisor and vault.
+//! Messages between supervisor and vault.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,7 @@ use super::parts::{Part, Whole};
 use super::worker::Binding;
 use super::{Digest, FunctionKey, LayerReport, Limits, Message, WorkerId};
 
-/// What the supervisor carries to the vault to be judged.
+/// The kind of an object that the supervisor submits to the vault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ObjectKind {
@@ -44,13 +44,14 @@ pub enum ToVault {
     Submit {
         /// Chosen by the supervisor.
         id: u64,
-        /// What it claims to be.
+        /// The kind that the object claims to be.
         kind: ObjectKind,
-        /// Its bytes.
+        /// The object's bytes.
         bytes: Vec<u8>,
     },
-    /// A worker's channel. Descriptor: the channel (the vault accepts streams). The function and release decide which
-    /// egress rules and slots apply; they must be in the tenant's newest manifest.
+    /// A worker's channel. Descriptor: the channel (the vault accepts streams). The function and
+    /// release, which must be in the tenant's newest manifest, decide which egress rules and slots
+    /// apply.
     Channel {
         /// The worker.
         worker: WorkerId,
@@ -64,8 +65,9 @@ pub enum ToVault {
         /// The worker.
         worker: WorkerId,
     },
-    /// A channel on which the vault signs the node's TLS handshakes. Descriptor: a `SOCK_SEQPACKET` socket; one packet
-    /// asks (the TLS 1.3 `CertificateVerify` content of a client), one packet answers (64 bytes, or one byte when refused).
+    /// A channel on which the vault signs the node's TLS handshakes. Descriptor: a `SOCK_SEQPACKET`
+    /// socket; one packet is the request (the TLS 1.3 `CertificateVerify` content of a client), one
+    /// packet the answer (64 bytes, or one byte for a refusal).
     Signer,
     /// The control plane is connected: ask for `Have`, and for a `LeaseWanted` if a lease is wanted.
     Connected,
@@ -73,72 +75,77 @@ pub enum ToVault {
     Describe,
     /// Close upstream connections, flush, exit 0.
     Stop,
-    /// First message of a supervisor that was started in place of one that has crashed: say once more what is said at the
-    /// start.
+    /// First message of a supervisor that replaces one that has crashed: send the first messages
+    /// once more.
     Resume,
 }
 
 /// From the vault to the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromVault {
-    /// First message: the vault is open. Then the `Plan` of each tenant that it knows.
+    /// First message: the vault is open. The `Plan` of each tenant that it knows follows.
     Hello(Box<Hello>),
-    /// Could not start; the vault exits after this.
+    /// The vault could not start; it exits after this.
     Failed {
-        /// What was wrong, where, and what would be right.
+        /// The fault, its place, and the remedy.
         message: String,
     },
-    /// Judgement of a submitted object.
+    /// The verdict on a submitted object.
     Verdict {
-        /// Of the `Submit`.
+        /// The id of the `Submit`.
         id: u64,
-        /// The judgement. Accepted means: on disk, synced.
+        /// The verdict. `Accepted` means: on disk, synced.
         verdict: Verdict,
     },
-    /// A part of what a tenant's newest accepted manifest says now; the whole replaces the plan before.
+    /// A part of a tenant's plan by its newest accepted manifest; the whole replaces the plan
+    /// before.
     Plan(Box<Part<Plan>>),
-    /// The plans that follow `Hello` are told, and there was at least one: what was served before the vault was started can be
-    /// served again. A vault without plans waits for the control plane, and then answers `Connected`.
+    /// All plans that follow `Hello` were sent, and there was at least one: functions that were
+    /// served before the vault's start can be served again. A vault without plans waits for the
+    /// control plane, and then answers `Connected`.
     AllPlans,
-    /// Have the control plane sign this nonce. Sent when a lease is wanted, and again until one is accepted.
+    /// Ask the control plane to sign this nonce. Sent when a lease is wanted, and repeated until
+    /// one is accepted.
     LeaseWanted {
         /// Fresh random bytes.
         nonce: [u8; 32],
     },
-    /// A part of what is held, so that the control plane sends the rest. Answer to `Connected`.
+    /// A part of the list of held statements, from which the control plane derives what to send.
+    /// Answer to `Connected`.
     Have(Box<Part<Have>>),
     /// The node has become a member: a grant of its pool's key was accepted.
     Joined,
-    /// The store was set aside because it could not be read; everything must be sent again.
+    /// The store was set aside because it could not be read; all statements must be sent again.
     Refill {
-        /// Where the unreadable store is now.
+        /// The path of the unreadable store.
         set_aside: String,
     },
     /// An event for the tenant's log or the node's.
     Event(Event),
-    /// Answer to `Describe`: JSON for the status page. No secret, no key.
+    /// Answer to `Describe`: JSON for the status page, without secrets and keys.
     Description {
         /// A JSON object.
         json: String,
     },
-    /// For a while now the control plane has claimed newer statements than are held: connect anew, so that it is asked for
-    /// them. Said at most once for each lease.
+    /// The control plane has for a while claimed newer statements than the vault holds: reconnect,
+    /// so that the control plane sends them. Sent at most once for each lease.
     Behind {
-        /// How many are lacking: manifests, and the list of revoked nodes.
+        /// Number of missing statements: manifests, and the list of revoked nodes.
         statements: u64,
     },
-    /// The newest image that was accepted for this node's pool. Said after `Hello` and whenever it becomes another.
+    /// The newest image that was accepted for this node's pool. Sent after `Hello` and whenever it
+    /// changes.
     Image(Image),
 }
 
 impl Message for ToVault {
-    /// The largest envelope, 1 MiB, with room for the rest of a `Submit`.
+    /// The largest envelope, 1 MiB, plus the rest of a `Submit`.
     const MAX_BYTES: usize = 1024 * 1024 + 1024;
 }
 
 impl Message for FromVault {
-    /// `Missing` of a manifest with a thousand functions of nine releases each, and a thousand secrets: 320 KB. A part of a
-    /// list is smaller.
+    /// `Missing` of a manifest with a thousand functions of nine releases each, and a thousand
+    /// secrets: 320 KB. A part of a list is smaller.
     const MAX_BYTES: usize = 512 * 1024;
 }
 
@@ -158,18 +165,18 @@ impl Whole for Have {
     }
 }
 
-/// What the vault holds; 0 is nothing.
+/// The statements that the vault holds; 0 means none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Have {
     /// Version of the root.
     pub root: u64,
     /// Version of the online key.
     pub online_key: u64,
-    /// Epochs of the node's pool whose statement it holds.
+    /// Epochs of the node's pool whose statement is held.
     pub epochs: Vec<u64>,
-    /// Tenants.
+    /// The tenants.
     pub tenants: Vec<HaveTenant>,
-    /// Epochs of the node's pool whose private key it holds.
+    /// Epochs of the node's pool whose private key is held.
     pub grants: Vec<u64>,
     /// Version of the newest image of the node's pool as a number, and the digest of the statement's payload.
     pub image: Option<(u64, Digest)>,
@@ -177,23 +184,24 @@ pub struct Have {
     pub revocations: u64,
 }
 
-/// What the vault holds of a tenant.
+/// The statements that the vault holds of a tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HaveTenant {
     /// The tenant's id.
     pub tenant: Digest,
-    /// Version of its statement.
+    /// Version of the tenant's statement.
     pub tenant_version: u64,
-    /// Version of its manifest, and the digest of that.
+    /// Version and digest of the tenant's manifest.
     pub manifest: Option<(u64, Digest)>,
-    /// Its newest statement of freshness: version of the manifest that it names, and when it was signed.
+    /// The tenant's newest statement of freshness: version of the manifest that it names, and the
+    /// time of its signature.
     pub freshness: Option<(u64, u64)>,
 }
 
 /// An image of the machine that a node may fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
-    /// Its version as a number.
+    /// The image's version as a number.
     pub version: u64,
     /// SHA-256 of the file.
     pub digest: Digest,
@@ -201,7 +209,7 @@ pub struct Image {
     pub bytes: u64,
 }
 
-/// What the supervisor needs to connect.
+/// The facts that the supervisor needs to connect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// The node's name.
@@ -216,20 +224,20 @@ pub struct Hello {
     pub control_address: String,
     /// Ed25519 public key of the control plane's QUIC socket, from the newest `OnlineKey` or the token.
     pub control_key: [u8; 32],
-    /// What to send while not yet a member: the signed join request.
+    /// The signed join request, which is sent while the node is not a member.
     pub join_request: Option<Vec<u8>>,
-    /// Derived from the storage key: seals what the supervisor keeps.
+    /// A key derived from the storage key, which seals the supervisor's files.
     pub state_key: [u8; 32],
     /// Layers of its sandbox.
     pub layers: Vec<LayerReport>,
 }
 
-/// A judgement.
+/// A verdict on an object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
-    /// Accepted and durable, or the same as what was already held.
+    /// Accepted and durable, or equal to what was held already.
     Accepted,
-    /// It needs these releases and secrets, by digest, before it can be judged.
+    /// These releases and secrets are needed, by digest, before the object can be judged.
     Missing {
         /// Digests.
         digests: Vec<Digest>,
@@ -238,34 +246,34 @@ pub enum Verdict {
     Refused {
         /// Stable name, such as `manifest_version_lower`.
         code: String,
-        /// What an operator reads.
+        /// The message for the operator.
         message: String,
     },
 }
 
-/// What a tenant runs on this node.
+/// The functions that a tenant runs on this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// The tenant's id.
     pub tenant: Digest,
-    /// The tenant's name, for people.
+    /// The tenant's name, for display.
     pub name: String,
-    /// What the tenant's workers may occupy on the node together, MiB.
+    /// Memory that the tenant's workers may use together on the node, MiB.
     pub memory_mib: u32,
-    /// Of the accepted manifest.
+    /// Version of the accepted manifest.
     pub manifest_version: u64,
     /// Digest of the accepted manifest's payload.
     pub manifest: Digest,
-    /// Functions for this node's pool, each with what it may fall back to behind it, in order.
+    /// Functions for this node's pool; each is followed by its fallbacks, in order.
     pub functions: Vec<FunctionPlan>,
 }
 
-/// One function of a plan: the wanted release, or one to fall back to.
+/// One function of a plan: the wanted release, or a fallback.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FunctionPlan {
     /// Name.
     pub function: String,
-    /// Runs only as long as no bundle of a release before it is here.
+    /// Runs only as long as the bundle of no earlier entry is here.
     pub is_fallback: bool,
     /// Digest of the release.
     pub release: Digest,
@@ -275,11 +283,11 @@ pub struct FunctionPlan {
     pub bundle_bytes: u64,
     /// Entry module.
     pub entry: String,
-    /// Host names that lead to it.
+    /// Host names that lead to the function.
     pub hosts: Vec<String>,
-    /// Host names of its release that lead to another tenant, which the root admitted first.
+    /// Host names of its release that belong to another tenant, which the root admitted first.
     pub lost_hosts: Vec<LostHost>,
-    /// Checks before a worker is woken.
+    /// The checks before a worker is woken.
     pub perimeter: Perimeter,
     /// Limits.
     pub limits: Limits,
@@ -291,26 +299,27 @@ pub struct FunctionPlan {
     pub dynamic_code: bool,
 }
 
-/// A host name that two tenants may answer for, and that is the other one's.
+/// A host name that two tenants were given, and that belongs to the other one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LostHost {
     /// The host.
     pub host: String,
-    /// Name of the tenant whose it is: for the operator, and not for the tenant that asked for it.
+    /// Name of the tenant that owns it: for the operator, not for the tenant that declared it too.
     pub owner: String,
 }
 
-/// Something that the tenant or the operator should know.
+/// An event for the tenant's or the operator's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// The tenant and function, unless it is about the node.
+    /// The tenant and function; `None` for an event of the node.
     pub key: Option<FunctionKey>,
-    /// The `:request` field, when it is about an outgoing call.
+    /// The `:request` field, if the event concerns an outgoing call.
     pub request: Option<String>,
     /// Stable name, such as `egress_denied`.
     pub code: String,
-    /// Text for people, without secrets.
+    /// Text for the reader, without secrets.
     pub message: String,
-    /// Events of this tenant that were dropped before: they came faster than they could be said.
+    /// Events of this tenant that were dropped before, because they came faster than they could be
+    /// sent.
     pub dropped: u32,
 }

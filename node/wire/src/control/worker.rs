@@ -1,4 +1,4 @@
-//! Supervisor and worker.
+//! Messages between supervisor and worker.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,17 +7,17 @@ use super::{Failure, LayerReport, Limits, MAX_INLINE_BYTES, Message};
 /// From the supervisor to a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// Load this function and serve it. Sent once. Descriptors: the bundle (a sealed memfd holding
-    /// a tar archive), the channel to the gateway (the worker accepts streams), the channel to the
+    /// Load this function and serve it. Sent once. Descriptors: the bundle (a sealed memfd with a
+    /// tar archive), the channel to the gateway (the worker accepts streams), the channel to the
     /// vault (the worker opens streams).
     Load(Box<Load>),
-    /// The named program was started again; this channel takes the place of the one to its
-    /// predecessor. Descriptor: the channel. Streams that are open on the earlier channel end with
-    /// it, and nothing else of the worker does.
+    /// The named program was restarted; this channel replaces the one to its predecessor.
+    /// Descriptor: the channel. Open streams of the earlier channel end with it; the worker is
+    /// otherwise not affected.
     Channel(Peer),
-    /// Finish what is under way within the grace time, take nothing new, then exit 0.
+    /// Finish requests under way within the grace time, accept none, then exit 0.
     Stop {
-        /// How long, in milliseconds, before the supervisor kills.
+        /// Time, in milliseconds, before the supervisor kills the worker.
         grace_ms: u32,
     },
 }
@@ -28,8 +28,8 @@ impl Message for ToWorker {
 }
 
 impl Message for FromWorker {
-    /// A console line of 16 KiB, or as much of an exception, with room; never a memfd, so that none
-    /// of a worker's is looked at.
+    /// A console line of 16 KiB, or as much of an exception, with a margin; never a memfd, so that
+    /// no memfd of a worker is ever read.
     const MAX_BYTES: usize = MAX_INLINE_BYTES;
 }
 
@@ -42,7 +42,7 @@ pub enum Peer {
     Vault,
 }
 
-/// The function that a spare becomes.
+/// The function that a spare worker loads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Load {
     /// Function name, for stack traces and logs.
@@ -71,34 +71,34 @@ pub struct Binding {
 /// From a worker to the supervisor. Hostile: the worker may have been taken over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromWorker {
-    /// Started, walls closed; now a spare.
+    /// Started, with the sandbox closed; the worker is now a spare.
     Ready {
-        /// The layers in force as the worker sees them.
+        /// The layers in force, as the worker sees them.
         layers: Vec<LayerReport>,
     },
-    /// The function's modules are evaluated and it takes requests.
+    /// The function's modules are evaluated, and the worker takes requests.
     Loaded {
-        /// From reading `Load` to here, microseconds.
+        /// Time since `Load` was read, microseconds.
         load_us: u32,
     },
     /// The function cannot be loaded; the worker exits after this.
     LoadFailed {
-        /// What the tenant reads: message and stack.
+        /// The message and stack for the tenant.
         message: String,
     },
     /// A line of the function's console.
     Log(Log),
-    /// Requests have ended. Those that went well wait some milliseconds for others, or each would
-    /// wake the supervisor.
+    /// Requests have ended. Successful ones wait some milliseconds for others, because each message
+    /// wakes the supervisor.
     Outcomes(Vec<Outcome>),
-    /// The worker is about to exit because of this.
+    /// The worker is about to exit for this reason.
     Fatal {
-        /// The class.
+        /// The class of the failure.
         failure: Failure,
-        /// What the tenant reads.
+        /// The message for the tenant.
         message: String,
-        /// The last stream of the gateway's channel that the worker has begun, little-endian: of a
-        /// fixed length, so that a worker without memory can still write it.
+        /// The last stream of the gateway's channel that the worker has begun, little-endian. The
+        /// length is fixed, so that a worker without memory can still write it.
         begun: [u8; 4],
     },
 }
@@ -117,10 +117,10 @@ pub enum LogLevel {
     Error,
 }
 
-/// A line of the function's console, at most 16 KiB; longer ones are cut and say so.
+/// A line of the function's console, at most 16 KiB; a longer one is cut and marked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Log {
-    /// The request that it belongs to, if any: the `:request` field of its head.
+    /// The request of the line, if any: the `:request` field of its head.
     pub request: Option<String>,
     /// Severity.
     pub level: LogLevel,
@@ -135,9 +135,9 @@ pub struct Log {
 pub struct Outcome {
     /// The `:request` field of its head.
     pub request: String,
-    /// `None` when it went well.
+    /// `None` for success.
     pub failure: Option<Failure>,
-    /// Message and stack of the exception, for the tenant's log; empty when it went well.
+    /// Message and stack of the exception, for the tenant's log; empty for success.
     pub message: String,
     /// CPU time, microseconds.
     pub cpu_us: u32,

@@ -1,9 +1,10 @@
-//! The clock that the function sees. It stands still while code runs and moves on when the program
-//! hands over an event, so that code cannot time itself, nor its neighbours through a shared cache.
+//! The clock that the function sees. It stands still while code runs and advances when the program
+//! delivers an event, so that code can time neither itself nor, through a shared cache, its
+//! neighbours.
 //!
-//! V8 asks `gettimeofday` for the time, and for nothing else: `Date`, `Intl` and `Temporal` all end
-//! there. This program therefore defines `gettimeofday` itself, which the linker prefers to the C
-//! library's. Rust's own clocks use `clock_gettime` and stay true.
+//! V8 gets the time from `gettimeofday` alone: `Date`, `Intl` and `Temporal` all call it. So this
+//! program defines `gettimeofday` itself, and the linker prefers that to the C library's. Rust's
+//! own clocks use `clock_gettime` and are not affected.
 
 use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;
@@ -18,14 +19,14 @@ static WALL_US: AtomicU64 = AtomicU64::new(0);
 static SINCE_START_US: AtomicU64 = AtomicU64::new(0);
 static START: OnceLock<Instant> = OnceLock::new();
 
-/// Lets the visible clock catch up with the real one.
+/// Sets the visible clock to the real one.
 pub(crate) fn advance() {
     let since_start = START.get_or_init(Instant::now).elapsed();
     SINCE_START_US.store(micros(since_start), Ordering::Relaxed);
     WALL_US.store(real_us(), Ordering::Relaxed);
 }
 
-/// What the clock shows: microseconds since the Unix epoch and since the start.
+/// The visible time: microseconds since the Unix epoch and since the start.
 pub(crate) fn shown() -> (u64, u64) {
     (
         WALL_US.load(Ordering::Relaxed),
@@ -62,7 +63,8 @@ pub(crate) unsafe extern "C" fn gettimeofday(
             tv_sec: (now_us / MICROS_PER_SEC) as libc::time_t,
             tv_usec: (now_us % MICROS_PER_SEC) as libc::suseconds_t,
         };
-        // SAFETY: not null, and the caller says that it points to a `timeval` that may be written.
+        // SAFETY: not null, and the caller guarantees that it points to a `timeval` that may be
+        // written.
         unsafe { time.write(value) };
     }
     0
@@ -80,6 +82,6 @@ mod tests {
         assert_eq!(shown(), before);
         advance();
         assert!(shown().0 >= before.0 + 5_000 && shown().1 >= before.1 + 5_000);
-        assert_eq!(shown().0 % 1000, 0, "nothing below a millisecond");
+        assert_eq!(shown().0 % 1000, 0, "the resolution is one millisecond");
     }
 }

@@ -1,5 +1,5 @@
-//! Proof that no error of an operation reaches a function as `undefined`: for every class that the
-//! sources of the extensions name, the snapshot builds an error.
+//! Checks that no error of an operation reaches a function as `undefined`: the snapshot builds an
+//! error for every class that the sources of the extensions name.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -20,8 +20,8 @@ const CRATES: &[&str] = &[
     "deno_webidl",
 ];
 
-/// What stands before a class in source text: an attribute, a boxed error, and an arm of
-/// deno_error's table.
+/// Text in front of a class in the sources: an attribute, a boxed error, and an arm of deno_error's
+/// table.
 const BEFORE: &[&str] = &["class(", "JsErrorBox::new(", "=>"];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -38,8 +38,8 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Every class that the sources name. Other strings after an arrow are taken for classes too, which
-/// does no harm.
+/// Every class that the sources name. Other strings after an arrow count as classes too, which does
+/// no harm.
 fn named_classes() -> BTreeSet<String> {
     let metadata = MetadataCommand::new()
         .other_options(["--locked".to_owned(), "--offline".to_owned()])
@@ -74,7 +74,7 @@ fn named_classes() -> BTreeSet<String> {
     classes
 }
 
-/// What the platform builds for a class: constructor, name and message.
+/// Shows the error that the platform builds for a class: constructor, name and message.
 const BUILD: &str = r#"(name) => {
     const error = Deno.core.buildCustomError(name, "why");
     if (!(error instanceof Error)) return `not an error: ${error}`;

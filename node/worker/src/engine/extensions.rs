@@ -8,8 +8,8 @@ use deno_web::{BlobStore, InMemoryBroadcastChannel};
 
 use super::ops::casemate;
 
-/// All extensions in their one order. `fetch_scripts` are the scripts of deno_fetch: given when the
-/// snapshot is made, empty afterwards, so that the worker links no network client.
+/// All extensions in their fixed order. `fetch_scripts` are the scripts of deno_fetch: passed when
+/// the snapshot is made, empty afterwards, so that the worker links no network client.
 pub(crate) fn all(fetch_scripts: Vec<ExtensionFileSource>) -> Vec<Extension> {
     vec![
         deno_webidl::deno_webidl::init(),
@@ -31,7 +31,7 @@ pub(crate) fn all(fetch_scripts: Vec<ExtensionFileSource>) -> Vec<Extension> {
     ]
 }
 
-/// deno_fetch's HTTP client asks for a script of deno_net; this is all that it finds.
+/// An empty replacement for the script of deno_net that deno_fetch's HTTP client loads.
 fn tls_stub(in_snapshot: bool) -> Extension {
     const STUB: ExtensionFileSource = ExtensionFileSource::new(
         "ext:deno_net/02_tls.js",

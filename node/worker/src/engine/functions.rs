@@ -1,4 +1,4 @@
-//! The functions of `boot.js`, and values for them.
+//! The functions of `boot.js`, and the values that they take.
 
 use casemate_wire::control::worker::Load;
 use deno_core::{JsRuntime, v8};
@@ -6,7 +6,7 @@ use deno_core::{JsRuntime, v8};
 use super::{Event, Piece, Pieces, memory};
 use crate::call_error::CallError;
 
-/// The functions of `boot.js`, by the names that they have there.
+/// The functions of `boot.js`, by their names there.
 pub(super) struct Functions {
     pub(super) load: Function,
     dispatch: Function,
@@ -23,7 +23,8 @@ pub(super) struct Functions {
 pub(super) type Function = v8::Global<v8::Function>;
 type Scope<'a, 's, 'i> = v8::PinScope<'s, 'i>;
 
-/// The functions of `boot.js`; the first, which takes their names away from code, is called once.
+/// Takes the functions of `boot.js`; the first one, which hides their names from code, is called
+/// once.
 pub(super) fn take(
     runtime: &mut JsRuntime,
 ) -> Result<(Function, Functions), Box<dyn std::error::Error>> {
@@ -75,7 +76,7 @@ fn call(
     function.call(scope, this, arguments);
 }
 
-/// Hands the evaluated module to `boot.js`, with what `env` is made of.
+/// Passes the evaluated module to `boot.js`, with the contents of `env`.
 pub(super) fn install(
     runtime: &mut JsRuntime,
     function: &Function,
@@ -121,7 +122,7 @@ fn pairs<'s, 'a>(
     v8::Array::new_with_elements(scope, &pairs)
 }
 
-/// A string; one that V8 cannot hold (over half a GiB) is empty.
+/// A string; empty if V8 cannot hold it (over half a GiB).
 fn text<'s>(scope: &mut Scope<'_, 's, '_>, text: &str) -> v8::Local<'s, v8::Value> {
     v8::String::new(scope, text)
         .unwrap_or_else(|| v8::String::empty(scope))
@@ -143,8 +144,8 @@ fn numbers<'s>(scope: &mut Scope<'_, 's, '_>, values: &[u32]) -> v8::Local<'s, v
     v8::Array::new_with_elements(scope, &values).into()
 }
 
-/// A new `Uint8Array` of these bytes, which are taken. `undefined` when the function may not have
-/// them, which was asked before.
+/// A new `Uint8Array` that takes these bytes. `undefined` when they exceed the function's limit,
+/// which the caller has checked before.
 fn uint8_array<'s>(scope: &mut Scope<'_, 's, '_>, pieces: &Pieces) -> v8::Local<'s, v8::Value> {
     let array = memory::backing_store(pieces.take()).and_then(|store| {
         let buffer = v8::ArrayBuffer::with_backing_store(scope, &store);
@@ -240,7 +241,7 @@ impl Functions {
                         let arguments = [request, body, undefined, code, message];
                         call(scope, &self.arrived, &arguments);
                     }
-                    // Of what is too much the function hears nothing: it is ended before.
+                    // A piece over the limit is never delivered: the function is ended before.
                     Piece::Cut(None) | Piece::TooMuch => {
                         call(scope, &self.arrived, &[request, body, undefined]);
                     }

@@ -1,5 +1,5 @@
-//! How the worker ends when nothing else can run any more: one packet that was made beforehand,
-//! then exit.
+//! Ends the worker when no other code can run any more: sends one packet that was made beforehand,
+//! then exits.
 //!
 //! Used where V8 must not be entered again (inside a heap callback) or cannot be stopped (a builtin
 //! that ignores termination), also from another thread. Nothing here allocates.
@@ -16,24 +16,23 @@ const CONTROL_FD: libc::c_int = 0;
 
 static PACKETS: OnceLock<Vec<(Failure, Vec<u8>)>> = OnceLock::new();
 
-/// The last stream of the gateway's channel that was begun. What the gateway sent after it goes to
-/// another worker.
+/// The last stream of the gateway's channel that was begun. Later requests go to another worker.
 static BEGUN: AtomicU32 = AtomicU32::new(0);
 
 /// Longest packet, bytes.
 const MAX_PACKET_BYTES: usize = 256;
 
-/// A request of the gateway's channel is begun.
+/// Records that a request of the gateway's channel has begun.
 pub(crate) fn note_begun(stream: u32) {
     BEGUN.store(stream, Ordering::Relaxed);
 }
 
-/// The last stream of the gateway's channel that was begun, as the supervisor reads it.
+/// The last stream of the gateway's channel that was begun, in the encoding of the message.
 pub(crate) fn begun() -> [u8; 4] {
     BEGUN.load(Ordering::Relaxed).to_le_bytes()
 }
 
-/// Exit code of a worker that was ended by its limits, for the log of whoever reaps it.
+/// Exit code of a worker that was ended by its limits, for launch's log.
 pub(crate) fn exit_code(failure: Failure) -> u8 {
     match failure {
         Failure::ExceededCpu => 80,
@@ -44,7 +43,7 @@ pub(crate) fn exit_code(failure: Failure) -> u8 {
     }
 }
 
-/// What the tenant reads about a limit.
+/// The message about a limit in the tenant's log.
 pub(crate) fn message(failure: Failure) -> &'static str {
     match failure {
         Failure::ExceededCpu => "the function used more CPU time than its limit",
@@ -54,7 +53,7 @@ pub(crate) fn message(failure: Failure) -> &'static str {
     }
 }
 
-/// Makes the packets, while memory can still be had.
+/// Makes the packets, while memory can still be allocated.
 pub(crate) fn prepare() -> Result<(), MessageError> {
     let mut packets = Vec::new();
     for failure in [
@@ -73,7 +72,7 @@ pub(crate) fn prepare() -> Result<(), MessageError> {
     Ok(())
 }
 
-/// Says why, and ends the process at once.
+/// Sends the packet with the reason, and ends the process at once.
 pub(crate) fn speak(failure: Failure) -> ! {
     let packet = PACKETS
         .get()
@@ -83,16 +82,15 @@ pub(crate) fn speak(failure: Failure) -> ! {
         && let Some(packet) = room.get_mut(..prepared.len())
     {
         packet.copy_from_slice(prepared);
-        // The last field of the message, of fixed length.
+        // `begun` is the last field of the message and has a fixed length.
         if let Some(last) = packet.last_chunk_mut() {
             *last = begun();
         }
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-        // SAFETY: the pointer and length are those of a live buffer; a failed send is what there is
-        // no remedy for.
+        // SAFETY: the pointer and length are those of a live buffer; a failed send has no remedy.
         unsafe { libc::send(CONTROL_FD, packet.as_ptr().cast(), packet.len(), flags) };
     }
-    // SAFETY: ends the process without running destructors, which may not run inside V8's
+    // SAFETY: ends the process without running destructors, which must not run inside V8's
     // callbacks.
     unsafe { libc::_exit(exit_code(failure).into()) }
 }

@@ -1,10 +1,10 @@
-//! Limits on memory: V8's heap by its own callback, array buffers by counting what their allocator
-//! gives.
+//! Limits on memory: V8's heap by its own callback, and array buffers by a count in their
+//! allocator.
 //!
-//! What gets around both (V8's own growth, WebAssembly memories, each of which is limited but not
-//! their number) shows in what the process occupies, which the watch holds against
-//! [`OVERHEAD_BYTES`]. All three are inner walls: outside is the process's cgroup or rlimit, which
-//! a spare has from before its function is known, and so for the node's largest.
+//! Some memory bypasses both: V8's own growth, and WebAssembly memories, which are limited in size
+//! but not in number. It shows in the resident memory of the process, which the watch compares with
+//! [`OVERHEAD_BYTES`]. All three are inner limits; the outer one is the process's cgroup or rlimit,
+//! which a spare gets before its function is known, for the node's largest function.
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -23,40 +23,39 @@ use super::watch::Watch;
 pub(crate) const MIB: usize = 1024 * 1024;
 
 /// Heap limit of an isolate until its function is known: V8's own default for the smallest
-/// machines. The function's limit replaces it in either direction.
+/// machines. The function's limit replaces it, and may be lower or higher.
 pub(crate) const SPARE_HEAP_BYTES: usize = 64 * MIB;
 
-/// V8 collects nothing of the old generation before it has grown to this, nor for buffers before
-/// both have grown to twice as much. Its own rule is some MiB above what lives, and bodies that
-/// come and go reach that every hundredth request.
+/// V8 does not collect the old generation below this size, nor for the sake of buffers below twice
+/// this size. By default V8 collects a few MiB above the live size, which the bodies of about a
+/// hundred requests reach.
 const UNCOLLECTED_MIB: usize = 16;
 
-/// Least limit of an isolate's heap, and of its buffers: V8 cannot collect later than halfway to
-/// its limit. What a worker may occupy in all has room for it.
+/// Smallest limit of an isolate's heap, and of its buffers: V8 cannot collect later than halfway to
+/// its limit. The worker's total limit leaves room for it.
 pub(super) const LEAST_HEAP_BYTES: usize = 2 * UNCOLLECTED_MIB * MIB;
 
-/// Heap that is granted once after the limit, so that the running code can be stopped instead of
-/// the process.
+/// Heap that is granted once beyond the limit, so that the running code can be stopped and the
+/// process need not end.
 const HEADROOM_BYTES: usize = 8 * MIB;
 
-/// What a worker may occupy beyond its function's heap limit: V8's own growth, buffers, WebAssembly
-/// memories. It is what the supervisor adds for the cgroup, so no function dies of it that would
-/// live on a node of its own.
+/// Memory that a worker may occupy beyond its function's heap limit: V8's own growth, buffers,
+/// WebAssembly memories. The supervisor adds the same amount for the cgroup, so that a function
+/// dies on every node at the same limit.
 pub(crate) const OVERHEAD_BYTES: usize = casemate_wire::control::WORKER_OVERHEAD_MIB as usize * MIB;
 
 /// Longest content of /proc/self/statm: seven numbers of 20 digits.
 const STATM_BYTES: usize = 7 * 21;
 
-/// /proc/self/statm, from before the root was emptied.
+/// /proc/self/statm, opened before the root was emptied.
 static STATM: OnceLock<File> = OnceLock::new();
 
-/// Flags of V8: it works on the isolate's own thread, and keeps what it would otherwise collect too
-/// often.
+/// Flags of V8: it works on the isolate's own thread alone, and collects less often.
 pub(super) fn flags() -> String {
     format!("--single-threaded --initial-old-space-size={UNCOLLECTED_MIB}")
 }
 
-/// Opens what [`occupied`] reads. To be called while files can be opened.
+/// Opens the file that [`occupied`] reads. Call it while files can be opened.
 ///
 /// # Errors
 /// There is no /proc.
@@ -66,16 +65,17 @@ pub(crate) fn prepare() -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes of memory that are this process's alone: not those of the program's file, which all
+/// Private memory of this process in bytes, without the pages of the program's file, which all
 /// workers share.
 pub(super) fn occupied() -> usize {
     let mut text = [0; STATM_BYTES];
     let read = STATM.get().map(|statm| statm.read_at(&mut text, 0));
     let Some(Ok(length)) = read else {
-        // The kernel gives this as long as the process lives; without it the other limits stand.
+        // The kernel provides the file as long as the process lives; on a failure the other limits
+        // still hold.
         return 0;
     };
-    // SAFETY: takes a number; the C library has the answer since the start.
+    // SAFETY: takes a number; the C library has had the answer since the start.
     let page_bytes = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(0);
     own_pages(&text[..length]).saturating_mul(page_bytes)
 }
@@ -89,19 +89,19 @@ fn own_pages(statm: &[u8]) -> usize {
     resident.unwrap_or(0).saturating_sub(shared.unwrap_or(0))
 }
 
-/// Bytes in array buffers, and how many there may be.
+/// The count of bytes in array buffers, and its limit.
 pub(crate) struct Buffers {
     used_bytes: AtomicUsize,
     limit_bytes: AtomicUsize,
-    /// The last request was refused. V8 then tries everything to free memory, and asks about the
-    /// heap's limit too.
+    /// The last request was refused. V8 then tries to free memory, and calls the heap's callback
+    /// too.
     refused: AtomicBool,
 }
 
-/// One isolate a process, so one count.
+/// A process has one isolate, so one count suffices.
 pub(crate) static BUFFERS: Buffers = Buffers::new(SPARE_HEAP_BYTES);
 
-/// What waits to become a buffer: as much again as there may be in buffers.
+/// Bytes that wait to become buffers: their limit equals that of the buffers.
 pub(crate) static ARRIVING: Buffers = Buffers::new(SPARE_HEAP_BYTES);
 
 impl Buffers {
@@ -117,7 +117,7 @@ impl Buffers {
         self.limit_bytes.store(limit_bytes, Ordering::Relaxed);
     }
 
-    /// Whether a buffer of this size would still be given.
+    /// Whether a buffer of this size would still fit.
     pub(crate) fn has_room(&self, len: usize) -> bool {
         self.used_bytes.load(Ordering::Relaxed).saturating_add(len)
             <= self.limit_bytes.load(Ordering::Relaxed)
@@ -138,7 +138,7 @@ impl Buffers {
     }
 }
 
-/// An allocator that refuses what goes over the limit; JavaScript sees a `RangeError`.
+/// An allocator that refuses memory over the limit; JavaScript sees a `RangeError`.
 pub(crate) fn allocator() -> v8::UniqueRef<v8::Allocator> {
     static VTABLE: v8::RustAllocatorVtable<Buffers> = v8::RustAllocatorVtable {
         allocate,
@@ -147,7 +147,7 @@ pub(crate) fn allocator() -> v8::UniqueRef<v8::Allocator> {
         drop: keep,
     };
     // SAFETY: the handle is a static, so it outlives the allocator, and the functions below take
-    // that very type.
+    // exactly its type.
     unsafe { v8::new_rust_allocator(&raw const BUFFERS, &VTABLE) }
 }
 
@@ -155,7 +155,7 @@ unsafe extern "C" fn allocate(buffers: &Buffers, len: usize) -> *mut c_void {
     if !buffers.take(len) {
         return std::ptr::null_mut();
     }
-    // SAFETY: `calloc` takes any size; a size of zero is made one, so that null means failure.
+    // SAFETY: `calloc` takes any size; a size of zero becomes one, so that null means failure.
     let memory = unsafe { libc::calloc(len.max(1), 1) };
     if memory.is_null() {
         buffers.give_back(len);
@@ -167,7 +167,7 @@ unsafe extern "C" fn allocate_uninitialized(buffers: &Buffers, len: usize) -> *m
     if !buffers.take(len) {
         return std::ptr::null_mut();
     }
-    // SAFETY: as above.
+    // SAFETY: as for `calloc` above.
     let memory = unsafe { libc::malloc(len.max(1)) };
     if memory.is_null() {
         buffers.give_back(len);
@@ -177,11 +177,11 @@ unsafe extern "C" fn allocate_uninitialized(buffers: &Buffers, len: usize) -> *m
 
 unsafe extern "C" fn free(buffers: &Buffers, memory: *mut c_void, len: usize) {
     buffers.give_back(len);
-    // SAFETY: V8 gives back exactly what one of the functions above gave, once.
+    // SAFETY: V8 returns exactly the pointer that one of the functions above returned, once.
     unsafe { libc::free(memory) };
 }
 
-/// Memory of an array buffer that holds these bytes, without a copy; `None` over the limit.
+/// An array buffer's memory that takes these bytes without a copy; `None` over the limit.
 pub(super) fn backing_store(bytes: Vec<u8>) -> Option<v8::SharedRef<v8::BackingStore>> {
     if !BUFFERS.take(bytes.capacity()) {
         return None;
@@ -189,9 +189,9 @@ pub(super) fn backing_store(bytes: Vec<u8>) -> Option<v8::SharedRef<v8::BackingS
     let mut bytes = Box::new(bytes);
     let (data, len) = (bytes.as_mut_ptr(), bytes.len());
     let bytes = Box::into_raw(bytes);
-    // SAFETY: the memory has this length and stays where it is until `free_bytes` drops its owner,
-    // which V8 calls once, when nobody refers to the buffer any more. This V8 has no sandbox that
-    // memory would have to lie in.
+    // SAFETY: the memory has this length and stays in place until `free_bytes` drops its owner,
+    // which V8 calls once, when the buffer has no reference any more. This V8 has no sandbox in
+    // which the memory would have to lie.
     let store = unsafe {
         v8::ArrayBuffer::new_backing_store_from_ptr(data.cast(), len, free_bytes, bytes.cast())
     };
@@ -208,14 +208,14 @@ unsafe extern "C" fn free_bytes(_: *mut c_void, _: usize, bytes: *mut c_void) {
 /// The handle is a static: nothing to drop.
 unsafe extern "C" fn keep(_: *const Buffers) {}
 
-/// Puts the function's limit in force. On reaching it the running code is stopped; on passing the
-/// headroom as well, the process says so and ends.
+/// Enforces the function's limit. At the limit the running code is stopped; beyond the headroom,
+/// the process reports the reason and ends.
 pub(crate) fn limit_heap(runtime: &mut JsRuntime, limit_bytes: usize, watch: &'static Watch) {
     let isolate = runtime.v8_isolate().thread_safe_handle();
     let mut stopped = false;
     let callback = move |current_bytes: usize, _initial_bytes: usize| {
         if BUFFERS.refused.swap(false, Ordering::Relaxed) {
-            // The heap is not full: a buffer was refused, and the function will hear of it.
+            // The heap is not full: a buffer was refused, and the function gets an error.
             return current_bytes;
         }
         if current_bytes < limit_bytes {
@@ -237,7 +237,7 @@ pub(crate) fn limit_heap(runtime: &mut JsRuntime, limit_bytes: usize, watch: &'s
     }
 }
 
-/// V8 has no memory left for something that cannot fail.
+/// V8 has no memory left for an allocation that cannot fail.
 pub(crate) unsafe extern "C" fn out_of_memory(_: *const std::ffi::c_char, _: &v8::OomDetails) {
     last_words::speak(Failure::ExceededMemory)
 }

@@ -1,10 +1,10 @@
-//! V8: one isolate, made from the snapshot, entered only through [`Engine`]. The only part of the
+//! V8: one isolate, made from the snapshot, entered only through [`Engine`]. The only module of the
 //! worker with `unsafe`.
 //!
 //! Code of the function runs in *turns*. Every turn belongs to a request, has a budget of CPU time,
-//! sees a clock that stands still, and ends when the microtask queue is empty. What takes time is
-//! an operation of [`ops::Host`] whose end comes back as an [`Event`], in a turn of the request
-//! that began it; so CPU time is charged to whoever caused it.
+//! sees a clock that stands still, and ends when the microtask queue is empty. An operation that
+//! takes time is started through [`ops::Host`] and completes with an [`Event`], in a turn of the
+//! request that began it; so CPU time is charged to the request that caused it.
 
 #![allow(unsafe_code, reason = "V8 and the process's own memory and timers")]
 
@@ -43,30 +43,30 @@ use ops::{Handle, Host, RequestId};
 use watch::WATCH;
 pub(crate) use watch::thread_cpu;
 
-/// The web platform and our scripts, evaluated when this program was built.
+/// The snapshot: the web platform and our scripts, evaluated when this program was built.
 static SNAPSHOT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/snapshot.bin"));
 
-/// Tasks of V8's own that run between two turns at most, so that they cannot starve requests.
+/// Most of V8's own tasks between two turns, so that they cannot starve requests.
 const MAX_PLATFORM_TASKS: usize = 64;
 
-/// CPU time for evaluating the function's modules, of each thread: what a large bundle takes, ten
-/// times over.
+/// CPU time for evaluating the function's modules, of each thread: ten times what a large bundle
+/// takes.
 const LOAD_CPU: Duration = Duration::from_secs(2);
-/// Wall-clock time for the same.
+/// Wall-clock time for evaluating the modules.
 const LOAD_WALL: Duration = Duration::from_secs(10);
 
-/// What the program tells the function's side.
+/// An event that the program delivers to the function's side.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// A request has come. `body` is 0 when it has none.
+    /// A request has arrived. `body` is 0 when it has none.
     Dispatch {
         request: RequestId,
         method: String,
         body: Handle,
     },
-    /// Its caller went away.
+    /// The caller of the request has left.
     Cancelled { request: RequestId },
-    /// It is over: what JavaScript still keeps for it can go.
+    /// The request has ended: JavaScript can drop what it keeps for it.
     Over {
         request: RequestId,
         timers: Vec<u32>,
@@ -80,7 +80,7 @@ pub(crate) enum Event {
         headers: Vec<u8>,
         body: Handle,
     },
-    /// An outgoing call came to nothing.
+    /// An outgoing call failed or was refused.
     Refused {
         request: RequestId,
         call: Handle,
@@ -88,13 +88,13 @@ pub(crate) enum Event {
         /// How the request fails if the function does not catch the error.
         uncaught: Failure,
     },
-    /// A piece of a body.
+    /// A piece of a body has arrived.
     Arrived {
         request: RequestId,
         body: Handle,
         piece: Piece,
     },
-    /// A piece that was sent has been taken, or nobody wants the body.
+    /// A sent piece has been taken, or the body is not wanted any more.
     Taken {
         request: RequestId,
         body: Handle,
@@ -102,12 +102,12 @@ pub(crate) enum Event {
     },
     /// A timer is due.
     Fire { request: RequestId, timer: u32 },
-    /// What JavaScript put off to a turn of the request, under this number.
+    /// Work that JavaScript deferred to a turn of the request, under this number.
     Resume { request: RequestId, ticket: u32 },
 }
 
 impl Event {
-    /// An outgoing call failed, for reasons that nobody denies.
+    /// An outgoing call failed, for a reason that is not a refusal.
     pub(crate) fn failed(request: RequestId, call: Handle, error: CallError) -> Self {
         Self::Refused {
             request,
@@ -117,7 +117,7 @@ impl Event {
         }
     }
 
-    /// More arrives than the function may have.
+    /// Whether the bytes that arrive exceed the function's limit.
     fn is_too_much(&self) -> bool {
         matches!(
             self,
@@ -134,15 +134,15 @@ impl Event {
 pub(crate) enum Piece {
     /// Bytes.
     Bytes(Pieces),
-    /// There are no more.
+    /// There are no more pieces.
     End,
-    /// It broke off; for the answer to a call, why.
+    /// The body broke off; for the answer to a call, with the reason.
     Cut(Option<CallError>),
-    /// More than the function may have.
+    /// The piece exceeds the function's limit.
     TooMuch,
 }
 
-/// What a turn may use.
+/// The budget of a turn.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Budget {
     /// CPU time.
@@ -151,27 +151,28 @@ pub(crate) struct Budget {
     pub(crate) wall: Duration,
 }
 
-/// How a turn ended.
+/// The result of a turn.
 #[derive(Debug, Clone, Copy)]
 #[must_use]
 pub(crate) struct Turn {
-    /// CPU time that it took.
+    /// CPU time of the turn.
     pub(crate) cpu: Duration,
-    /// The thread's CPU time at its end, when the next may begin.
+    /// The thread's CPU time at the turn's end, at which the next turn may begin.
     pub(crate) ended: Duration,
-    /// Why it was stopped. The isolate must not be entered again.
+    /// Why the turn was stopped. The isolate must not be entered again.
     pub(crate) stopped: Option<Failure>,
-    /// Whose code was running when the watch stopped it, where that is known; 0 is nobody's.
+    /// The request whose code was running when the watch stopped the turn, if known; 0 for code
+    /// outside of requests.
     pub(crate) running: Option<RequestId>,
 }
 
 /// Why a function could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoadError {
-    /// Its fault: what the tenant reads.
+    /// The function's fault, as the tenant reads it.
     #[error("{0}")]
     Function(String),
-    /// It was stopped.
+    /// Loading was stopped.
     #[error("stopped while loading: {}", last_words::message(*.0))]
     Stopped(Failure),
 }
@@ -180,14 +181,14 @@ pub(crate) use last_words::{begun, exit_code, message as limit_message, note_beg
 pub(crate) use memory::prepare as prepare_memory;
 pub(crate) use pieces::Pieces;
 
-/// Initialises V8. Once a process, before any other thread exists.
+/// Initialises V8. Call it once in a process, before any other thread exists.
 pub(crate) fn initialize() -> Platform {
-    // SAFETY: called before any other thread exists. One arena: freeing into another thread's would
-    // read a file of /proc, behind the walls.
+    // SAFETY: called before any other thread exists. Only one arena, because freeing into another
+    // thread's arena would read a file of /proc, which the sandbox forbids.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     locks::prepare_thread();
-    // V8 reads /dev/urandom, which Landlock has closed, and would go on with the time of day: its
-    // hash seeds and `Math.random` could be guessed.
+    // V8 would read /dev/urandom, which Landlock has closed, and fall back to the time of day: its
+    // hash seeds and `Math.random` could then be guessed.
     v8::V8::set_entropy_source(fill_with_randomness);
     v8::V8::set_flags_from_string(&memory::flags());
     let platform = v8::new_single_threaded_default_platform(false).make_shared();
@@ -195,20 +196,20 @@ pub(crate) fn initialize() -> Platform {
     Platform(platform)
 }
 
-/// Random bytes from the kernel; false when it has none.
+/// Fills the buffer with random bytes from the kernel; false on failure.
 fn fill_with_randomness(buffer: &mut [u8]) -> bool {
     // SAFETY: pointer and length are those of a live buffer.
     let filled = unsafe { libc::getrandom(buffer.as_mut_ptr().cast(), buffer.len(), 0) };
     usize::try_from(filled) == Ok(buffer.len())
 }
 
-/// V8's platform, initialised.
+/// V8's initialised platform.
 pub(crate) struct Platform(v8::SharedRef<v8::Platform>);
 
 /// The isolate and the functions of `boot.js`.
 pub(crate) struct Engine {
-    /// Never dropped: the process ends with it, and after a stop it must not be entered again, not
-    /// even to be torn down.
+    /// Never dropped: it lives as long as the process, and after a stop it must not be entered
+    /// again, even to be torn down.
     runtime: ManuallyDrop<JsRuntime>,
     platform: v8::SharedRef<v8::Platform>,
     modules: Rc<Modules>,
@@ -216,11 +217,11 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Makes the isolate and starts the watch over it. Must be called inside a tokio runtime,
-    /// before the sandbox closes.
+    /// Makes the isolate and starts the watch over it. Call it inside a tokio runtime, before the
+    /// sandbox closes.
     ///
     /// # Errors
-    /// No thread, timer or memory can be had, or the snapshot is not ours.
+    /// A thread, timer or memory is unavailable, or the snapshot is not ours.
     pub(crate) async fn start(
         platform: Platform,
         host: Rc<dyn Host>,
@@ -263,7 +264,7 @@ impl Engine {
         })
     }
 
-    /// Puts the function's limits in force, then loads and evaluates its modules.
+    /// Applies the function's limits, then loads and evaluates its modules.
     ///
     /// # Errors
     /// See [`LoadError`].
@@ -311,7 +312,7 @@ impl Engine {
             .set_allow_generation_from_strings(dynamic_code);
     }
 
-    /// Tells the function's side what happened and lets it run until it has nothing more to do. The
+    /// Delivers an event to the function's side and runs code until it has nothing more to do. The
     /// turn begins at this CPU time of the thread.
     pub(crate) fn turn(&mut self, event: &Event, budget: Budget, start: Duration) -> Turn {
         clock::advance();
@@ -320,8 +321,8 @@ impl Engine {
             deno_core::scope!(scope, &mut self.runtime);
             v8::tc_scope!(let scope, scope);
             self.functions.tell(scope, event);
-            // Code of the function is called inside `try`, so this is a mistake of ours; or the
-            // turn was stopped.
+            // The function's code is called inside `try`, so an exception here is a bug of ours; or
+            // the turn was stopped.
             if let Some(exception) = scope.exception()
                 && !scope.has_terminated()
                 && !scope.is_execution_terminating()
@@ -336,8 +337,8 @@ impl Engine {
         WATCH.end(start)
     }
 
-    /// Lets V8 collect, when what arrives has no room and buffers that nobody refers to any more
-    /// may take it. Says whether it did: that takes CPU time.
+    /// Lets V8 collect garbage when arriving bytes do not fit and unreferenced buffers may take the
+    /// space. Returns whether it did, because that takes CPU time.
     pub(crate) fn make_room(&mut self, event: &Event) -> bool {
         let is_needed = !event.is_too_much() && !has_room(event);
         if is_needed {
@@ -346,9 +347,9 @@ impl Engine {
         is_needed
     }
 
-    /// Runs what is due of the platform's own asynchrony: cryptography, dynamic imports, abort
-    /// timers, V8's tasks, and promises that were rejected and not handled. Wakes `context` when
-    /// there is more. The turn begins at this CPU time of the thread.
+    /// Runs the platform's own asynchrony that is due: cryptography, dynamic imports, abort timers,
+    /// V8's tasks, and rejections that were not handled. Wakes `context` when there is more. The
+    /// turn begins at this CPU time of the thread.
     pub(crate) fn poll(
         &mut self,
         context: &mut Context<'_>,
@@ -373,7 +374,7 @@ impl Engine {
     }
 }
 
-/// Whether what arrives may become a buffer.
+/// Whether the arriving bytes may become a buffer.
 fn has_room(event: &Event) -> bool {
     match event {
         Event::Arrived {
@@ -403,7 +404,7 @@ async fn watched<T>(future: impl Future<Output = Result<T, CoreError>>) -> Resul
     .await
 }
 
-/// An error of loading as the tenant reads it, with its stack where it has one.
+/// An error of loading in the form for the tenant, with its stack if it has one.
 fn told(error: &CoreError) -> String {
     let CoreErrorKind::Js(error) = error.as_kind() else {
         return error.to_string();
@@ -414,7 +415,7 @@ fn told(error: &CoreError) -> String {
     }
 }
 
-/// What the visible clock shows: microseconds since the Unix epoch and since the start.
+/// The visible time: microseconds since the Unix epoch and since the start.
 pub(crate) fn clock() -> (u64, u64) {
     clock::shown()
 }

@@ -1,8 +1,8 @@
-//! Modules of the function, from its bundle and from nowhere else.
+//! Loads the function's modules from its bundle alone.
 //!
 //! A module's URL is `file:///` and its name in the bundle. Assets can be imported without
-//! attributes: such an import finds a line of JavaScript that imports the asset with the attribute
-//! of ours, which [`evaluate`] then answers.
+//! attributes: such an import yields a line of JavaScript that imports the asset with an attribute
+//! of ours, for which [`evaluate`] makes the value.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -19,9 +19,9 @@ use crate::source_map;
 
 /// Import attribute of assets.
 const ASSET: &str = "casemate-asset";
-/// What module URLs begin with.
+/// Prefix of module URLs.
 const ROOT: &str = "file:///";
-/// What follows the name of a module in the name of its source map.
+/// The suffix of a module's name that gives the name of its source map.
 const MAP_ENDING: &str = ".map";
 
 /// The loader of the isolate; empty until the function is known.
@@ -38,7 +38,7 @@ impl Modules {
         ModuleSpecifier::parse(&format!("{ROOT}{entry}")).map_err(JsErrorBox::from_err)
     }
 
-    /// The source map at this URL, as far as stacks need it.
+    /// The source map at this URL, reduced to what stacks need.
     fn source_map(&self, url: &str) -> Option<Cow<'static, [u8]>> {
         let bundle = self.0.borrow();
         let map = bundle.as_ref()?.get(url.strip_prefix(ROOT)?)?;
@@ -64,7 +64,7 @@ impl Modules {
     }
 }
 
-/// What an import of `module` gives, with the attribute that it asked for.
+/// The source of an import of `module`, with the requested attribute.
 fn code(
     specifier: &ModuleSpecifier,
     module: &Module,
@@ -116,8 +116,7 @@ impl ModuleLoader for Modules {
         _: ResolutionKind,
     ) -> Result<ModuleSpecifier, JsErrorBox> {
         let resolved = resolve_import(specifier, referrer).map_err(|_| unknown(specifier))?;
-        // Nothing of the machinery (`ext:`) and nothing of other runtimes (`node:`) has a name
-        // here.
+        // Internal scripts (`ext:`) and modules of other runtimes (`node:`) cannot be imported.
         if resolved.as_str().starts_with(ROOT) {
             Ok(resolved)
         } else {
@@ -142,7 +141,7 @@ impl ModuleLoader for Modules {
         self.source_map(url)
     }
 
-    /// Sources are not in the bundle: their names are what a stack is to show.
+    /// Sources are not in the bundle, but a stack shows their names all the same.
     fn source_map_source_exists(&self, _: &str) -> Option<bool> {
         Some(true)
     }
@@ -159,7 +158,7 @@ fn unknown(specifier: &str) -> JsErrorBox {
     ))
 }
 
-/// The value of an asset.
+/// Makes the value of an asset.
 pub(crate) fn evaluate(
     scope: &mut v8::PinScope<'_, '_>,
     _: Cow<'_, str>,

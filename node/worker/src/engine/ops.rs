@@ -1,7 +1,7 @@
-//! What JavaScript can ask of the program: thin operations over the [`Host`] trait.
+//! Operations that JavaScript can call: thin wrappers of the [`Host`] trait.
 //!
-//! `build.rs` compiles this file too, since a snapshot must know the same operations in the same
-//! order. It therefore names nothing but `deno_core` and `bytes`.
+//! `build.rs` compiles this file too, because a snapshot must know the same operations in the same
+//! order. So the file uses nothing but `deno_core` and `bytes`.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -12,30 +12,30 @@ use deno_core::{OpState, op2, v8};
 
 /// Number of a request inside this worker; 0 is "no request".
 pub(crate) type RequestId = u32;
-/// Number of something that carries bytes: a body being received, a body being sent, or an outgoing
+/// Number of an object that carries bytes: a body being received, a body being sent, or an outgoing
 /// call.
 pub(crate) type Handle = u32;
 
-/// The program behind the operations. Every method returns at once; what takes time is told later
-/// by an `engine::Event`.
+/// The program behind the operations. Every method returns at once; the result of an operation that
+/// takes time comes later as an `engine::Event`.
 pub(crate) trait Host {
     /// Absolute URL of a request.
     fn url(&self, request: RequestId) -> String;
     /// Header fields of a request, as `name NUL value NUL ...`.
     fn headers(&self, request: RequestId) -> Vec<u8>;
-    /// The head of a response and all of its body, if it has one; the exchange is then over.
+    /// Sends the head of a response and all of its body, if it has one; the exchange is then over.
     fn respond(&self, request: RequestId, status: u16, headers: &[u8], body: Option<&[u8]>);
-    /// The head of a response whose body follows on the returned handle.
+    /// Sends the head of a response whose body follows on the returned handle.
     fn respond_stream(&self, request: RequestId, status: u16, headers: &[u8]) -> Handle;
-    /// The handler failed; `uncaught` is what came with the outgoing call whose error it did not
-    /// catch, or 0.
+    /// Reports that the handler failed; `uncaught` is the failure of the outgoing call whose error
+    /// the handler did not catch, or 0.
     fn fail(&self, request: RequestId, uncaught: u16, message: String);
     /// Counts promises given to `waitUntil`: up when given, down when settled.
     fn wait_until(&self, request: RequestId, up: bool);
-    /// JavaScript wants to hear when the caller of a request goes away.
+    /// Asks for an event when the caller of a request leaves.
     fn on_cancel(&self, request: RequestId);
-    /// Starts an outgoing call. Zero: the request has used up its calls; `u32::MAX`: it is over, or
-    /// there is no vault.
+    /// Starts an outgoing call. Returns zero when the request has used up its calls, and `u32::MAX`
+    /// when it has ended or there is no vault.
     fn fetch(&self, request: RequestId, call: Call<'_>) -> Handle;
     /// Asks for the next piece of a body.
     fn pull(&self, body: Handle);
@@ -47,24 +47,24 @@ pub(crate) trait Host {
     fn finish(&self, body: Handle);
     /// Gives up a body or a call.
     fn cancel(&self, handle: Handle);
-    /// Starts a timer, which may fire again and again: JavaScript then starts it anew each time.
+    /// Starts a timer. JavaScript starts a repeating timer again after each event.
     fn timer(&self, request: RequestId, timer: u32, delay_ms: u32, repeats: bool) -> TimerStart;
     /// Stops a timer.
     fn clear_timer(&self, timer: u32);
-    /// The next work for the pool's thread is of this request.
+    /// The next work for the pool's thread belongs to this request.
     fn pool_begin(&self, request: RequestId);
-    /// Such work has finished.
+    /// Work for the pool's thread has finished.
     fn pool_end(&self, request: RequestId);
-    /// Puts something off to a turn of `request`, where it is called by its number; false when
-    /// there are no turns yet.
+    /// Defers work to a turn of `request`, which is identified by this number; false when turns do
+    /// not run yet.
     fn put_off(&self, request: RequestId, ticket: u32) -> bool;
     /// A line of the console; level 0 is debug, 3 is error.
     fn log(&self, request: RequestId, level: u8, message: &str);
-    /// What the clock shows: microseconds since the Unix epoch and since the worker started.
+    /// The visible time: microseconds since the Unix epoch and since the worker started.
     fn clock(&self) -> (u64, u64);
 }
 
-/// What became of a timer that was asked for. JavaScript knows the numbers.
+/// The result of starting a timer. JavaScript uses the same numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum TimerStart {
@@ -76,7 +76,7 @@ pub(crate) enum TimerStart {
     RequestEnded = 2,
 }
 
-/// An outgoing call as JavaScript gives it.
+/// An outgoing call, as JavaScript passes it.
 pub(crate) struct Call<'a> {
     /// Index into the bindings, or -1 for a plain `fetch`.
     pub(crate) binding: i32,
@@ -92,11 +92,11 @@ pub(crate) struct Call<'a> {
 
 /// Body of an outgoing call.
 pub(crate) enum CallBody {
-    /// None.
+    /// No body.
     Empty,
-    /// Whole.
+    /// A whole body.
     Whole(Bytes),
-    /// Written later to the call's handle.
+    /// A body that is written later to the call's handle.
     Stream,
 }
 
@@ -263,21 +263,20 @@ fn op_casemate_log(state: &OpState, request: u32, level: u8, #[string] message: 
     host(state).log(request, level, message);
 }
 
-/// Takes the place of deno_web's clock: what it writes stands still while code runs, and counts
-/// whole milliseconds.
+/// Replaces deno_web's clock: the time stands still while code runs, in whole milliseconds.
 #[op2(fast)]
 fn op_casemate_now(state: &OpState, #[buffer] out: &mut [u8]) {
     expose(host(state).clock().1, out);
 }
 
-/// Takes the place of deno_web's time origin.
+/// Replaces deno_web's time origin.
 #[op2(fast)]
 fn op_casemate_time_origin(state: &OpState, #[buffer] out: &mut [u8]) {
     let (wall_us, since_start_us) = host(state).clock();
     expose(wall_us.saturating_sub(since_start_us), out);
 }
 
-/// Writes seconds and nanoseconds, each in the machine's order, with nothing below a millisecond.
+/// Writes seconds and nanoseconds in native byte order, at a resolution of one millisecond.
 fn expose(time_us: u64, out: &mut [u8]) {
     let time_ms = time_us / 1000;
     if let Some(out) = out.first_chunk_mut::<8>() {
@@ -288,10 +287,10 @@ fn expose(time_us: u64, out: &mut [u8]) {
     }
 }
 
-/// Shows an error as the tenant reads it: a function of `boot.js`.
+/// Describes an error for the tenant: a function of `boot.js`.
 struct Describe(v8::Global<v8::Function>);
 
-/// Takes the function that shows errors.
+/// Takes the function that describes errors.
 #[op2(fast)]
 fn op_casemate_describe_with(
     scope: &mut v8::PinScope<'_, '_>,
@@ -301,8 +300,8 @@ fn op_casemate_describe_with(
     state.put(Describe(v8::Global::new(scope, describe)));
 }
 
-/// Takes the place of deno_core's reporting, which would end the event loop: an uncaught error is a
-/// line in the log of the request whose code threw it. Looking at the error may run code of the
+/// Replaces deno_core's reporting, which would end the event loop: an uncaught error becomes a line
+/// in the log of the request whose code threw it. Inspecting the error may run code of the
 /// function, which may call any operation.
 #[op2(nofast, reentrant)]
 fn op_casemate_uncaught(

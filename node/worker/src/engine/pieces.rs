@@ -5,19 +5,18 @@ use std::fmt;
 
 use super::memory::ARRIVING;
 
-/// Pieces that are handed over as one. They are copied here, so that none keeps a channel's whole
-/// read alive, and what is set aside for them counts against the function's limit as its own
-/// buffers do.
+/// Pieces that are delivered as one. They are copied here, so that none keeps a channel's whole
+/// read buffer alive, and their memory counts against the function's limit like its own buffers.
 #[derive(Default)]
 pub(crate) struct Pieces {
     bytes: Cell<Vec<u8>>,
     len: usize,
-    /// What is counted: the capacity of `bytes`.
+    /// The counted size: the capacity of `bytes`.
     counted: Cell<usize>,
 }
 
 impl Pieces {
-    /// One more; false when the function may not have so much.
+    /// Adds a piece; false when it would exceed the function's limit.
     pub(crate) fn push(&mut self, piece: &[u8]) -> bool {
         let bytes = self.bytes.get_mut();
         let (capacity, needed) = (bytes.capacity(), bytes.len() + piece.len());
@@ -34,17 +33,17 @@ impl Pieces {
         true
     }
 
-    /// Bytes of all.
+    /// Number of bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// What their memory takes.
+    /// Number of bytes of allocated memory.
     pub(super) fn capacity(&self) -> usize {
         self.counted.get()
     }
 
-    /// The bytes, which count here no more.
+    /// Takes the bytes, which are no longer counted here.
     pub(super) fn take(&self) -> Vec<u8> {
         ARRIVING.give_back(self.counted.take());
         self.bytes.take()
@@ -57,7 +56,7 @@ impl Drop for Pieces {
     }
 }
 
-/// Not the bytes, which are a caller's or an upstream's.
+/// Does not print the bytes, which belong to a caller or an upstream.
 impl fmt::Debug for Pieces {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pieces")
@@ -72,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_set_aside_counts_until_it_is_taken_or_dropped() {
+    fn pieces_count_until_they_are_taken_or_dropped() {
         let mut pieces = Pieces::default();
         assert!(pieces.push(&[1; 100]) && pieces.push(&[2]));
         assert_eq!((pieces.len(), pieces.capacity()), (101, 200));

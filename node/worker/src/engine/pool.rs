@@ -1,23 +1,24 @@
-//! CPU time of the pool's thread, which does the work of `crypto.subtle`, charged to the request
-//! that asked for it.
+//! CPU time of the pool's thread, which does the work of `crypto.subtle`, charged to the requests
+//! that submitted it.
 //!
-//! The pool has one thread and one queue, so its tasks run in the order in which they were
-//! submitted. Before a request submits work, it submits a mark: a task that notes the thread's CPU
-//! time and makes the request the owner of what follows, up to the next mark. The serving loop
-//! settles the account and ends a request that is over its limit. Native cryptography cannot be
-//! stopped, so the watch ends the process if the loop does not come to it ([`KILL_GRACE`]).
+//! The pool has one thread and one queue, so its tasks run in the order of submission. Before a
+//! request submits work, it submits a mark: a task that reads the thread's CPU time and makes the
+//! request the owner of what follows, up to the next mark. The serving loop settles the accounts
+//! and ends a request that is over its limit. Native cryptography cannot be stopped, so the watch
+//! ends the process if the loop does not get to it in time ([`KILL_GRACE`]).
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use hashbrown::HashMap;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::ops::RequestId;
 use super::{LOAD_CPU, watch};
 
-/// CPU time beyond the owner's limit at which the watch ends the process. The serving loop, which
-/// notices first, may have to wait for a processor on a busy machine, or for the end of a turn;
-/// turns have limits of their own.
+/// CPU time beyond the owner's limit at which the watch ends the process. The serving loop acts
+/// earlier, but may have to wait for a processor on a busy machine, or for the end of a turn; turns
+/// have limits of their own.
 const KILL_GRACE: Duration = Duration::from_secs(1);
 
 /// Request 0: work that was submitted while no request was handled.
@@ -28,12 +29,12 @@ static CLOCK: OnceLock<libc::clockid_t> = OnceLock::new();
 
 static ACCOUNTS: Mutex<Option<Accounts>> = Mutex::new(None);
 
-/// Who has used how much of the pool's thread since the last settlement.
+/// Use of the pool's thread by each request since the last settlement.
 #[derive(Debug, Default)]
 struct Accounts {
-    /// Who pays for the CPU time from `since` on.
+    /// The request that pays for CPU time from `since` on.
     owner: RequestId,
-    /// The thread's CPU time up to which everything is charged to somebody.
+    /// The thread's CPU time up to which everything is charged.
     since: Duration,
     /// Requests with work under way or with time to charge, and [`NOBODY`].
     entries: HashMap<RequestId, Entry>,
@@ -43,7 +44,7 @@ struct Accounts {
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Entry {
-    /// Submitted and not finished.
+    /// Number of tasks that were submitted and have not finished.
     under_way: u32,
     /// CPU time since the last settlement.
     spent: Duration,
@@ -76,7 +77,7 @@ impl Accounts {
         }
     }
 
-    /// Takes what was spent since the last settlement.
+    /// Takes the CPU time that was spent since the last settlement.
     fn settle(&mut self, now: Duration) -> Vec<(RequestId, Duration)> {
         self.advance(now);
         let spent = self
@@ -93,7 +94,7 @@ impl Accounts {
         spent
     }
 
-    /// Sets what everybody has left, after a settlement.
+    /// Sets what each request has left, after a settlement.
     fn renew(&mut self, left: impl Fn(RequestId) -> Duration) {
         self.entries.entry(NOBODY).or_default();
         for (request, entry) in &mut self.entries {
@@ -101,7 +102,7 @@ impl Accounts {
         }
     }
 
-    /// By how much the owner is over its limit at `now`.
+    /// The CPU time by which the owner is over its limit at `now`.
     fn excess(&self, now: Duration) -> Duration {
         let entry = self.entries.get(&self.owner).copied().unwrap_or_default();
         let spent = entry.spent + now.saturating_sub(self.since);
@@ -116,16 +117,16 @@ impl Accounts {
     }
 }
 
-/// The accounts. Nothing panics while it holds them, so a poisoned lock guards sound values.
+/// The accounts.
 fn accounts() -> MutexGuard<'static, Option<Accounts>> {
-    ACCOUNTS.lock().unwrap_or_else(PoisonError::into_inner)
+    ACCOUNTS.lock()
 }
 
 fn now() -> Option<Duration> {
     CLOCK.get().copied().map(watch::clock)
 }
 
-/// Makes the calling thread the one whose CPU time is counted. Called once, on the pool's thread.
+/// Counts the CPU time of the calling thread from now on. Call it once, on the pool's thread.
 ///
 /// # Errors
 /// The thread has no clock.
@@ -141,13 +142,13 @@ pub(crate) fn adopt_thread() -> std::io::Result<()> {
     Ok(())
 }
 
-/// What `request` submits next is charged to it; it has `left` CPU time. Called inside the tokio
-/// runtime.
+/// Charges what `request` submits next to it; `left` is its remaining CPU time. Call it inside the
+/// tokio runtime.
 pub(crate) fn begin(request: RequestId, left: Duration) {
     if let Some(accounts) = &mut *accounts() {
         accounts.submitted(request, left);
     }
-    // The handle is not needed: the queue of the one thread keeps the order.
+    // The handle is not needed: the queue of the single thread keeps the order.
     drop(tokio::task::spawn_blocking(move || {
         let now = watch::thread_cpu();
         if let Some(accounts) = &mut *accounts() {
@@ -157,15 +158,15 @@ pub(crate) fn begin(request: RequestId, left: Duration) {
     }));
 }
 
-/// Something that `request` submitted has finished.
+/// A task that `request` submitted has finished.
 pub(crate) fn end(request: RequestId) {
     if let Some(accounts) = &mut *accounts() {
         accounts.finished(request);
     }
 }
 
-/// Charges what was spent since the last settlement by `charge`, then asks `left` what everybody
-/// may still spend.
+/// Charges the time since the last settlement through `charge`, then asks `left` for each request's
+/// remaining time.
 pub(crate) fn settle(
     mut charge: impl FnMut(RequestId, Duration),
     left: impl Fn(RequestId) -> Duration,
@@ -183,14 +184,14 @@ pub(crate) fn settle(
     }
 }
 
-/// Whether the account has to be settled.
+/// Whether the accounts have to be settled.
 pub(crate) fn is_active() -> bool {
     accounts()
         .as_ref()
         .is_some_and(|accounts| accounts.is_active)
 }
 
-/// Whether work of a request is under way.
+/// Whether a request has work under way.
 pub(crate) fn is_busy(request: RequestId) -> bool {
     accounts()
         .as_ref()
@@ -204,14 +205,12 @@ pub(crate) fn settle_within() -> Option<Duration> {
     accounts().as_ref().and_then(Accounts::least_left)
 }
 
-/// Whether the owner is so far over its limit that the process must end. Called by the watch, which
-/// must not wait for a lock that the main thread holds: it looks again soon.
+/// Whether the owner is so far over its limit that the process must end. The watch calls this, and
+/// must not wait for a lock that the main thread holds: it checks again soon.
 pub(super) fn must_end() -> bool {
     let Some(now) = now() else { return false };
-    let accounts = match ACCOUNTS.try_lock() {
-        Ok(accounts) => accounts,
-        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-        Err(TryLockError::WouldBlock) => return false,
+    let Some(accounts) = ACCOUNTS.try_lock() else {
+        return false;
     };
     accounts
         .as_ref()

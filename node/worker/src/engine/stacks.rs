@@ -1,15 +1,14 @@
-//! Stack traces as the tenant reads them: places in its own sources, and nothing of the machinery
-//! below.
+//! Stack traces for the tenant: positions in the tenant's own sources, without internal frames.
 //!
-//! deno_core formats stacks and looks places up in source maps, which [`super::modules`] hands
-//! over. Frames of the platform's and our own scripts are taken out before.
+//! deno_core formats stacks and looks positions up in source maps, which [`super::modules`]
+//! provides. Frames of the platform's and our own scripts are removed before.
 
 use deno_core::v8;
 
-/// What the URLs of the platform's scripts begin with.
+/// Prefix of the URLs of the platform's scripts.
 const PLATFORM: &str = "ext:";
 
-/// V8 asks for the stack of an error, when somebody first looks at it.
+/// V8 calls this when an error's stack is first read.
 pub(super) fn prepare<'s>(
     scope: &mut v8::PinScope<'s, '_>,
     error: v8::Local<'s, v8::Value>,
@@ -35,7 +34,7 @@ fn is_of_platform<'s>(
     name.is_some_and(|name| name.to_rust_string_lossy(scope).starts_with(PLATFORM))
 }
 
-/// Calls a method of V8's own call site object, which no code of the function has seen.
+/// Calls a method of V8's own call site object, which the function's code cannot have changed.
 fn call<'s>(
     scope: &mut v8::PinScope<'s, '_>,
     callsite: v8::Local<'s, v8::Value>,

@@ -1,12 +1,12 @@
 //! The gate through which every WebAssembly memory passes: no memory is shared, and none is larger
 //! than its function's limit.
 //!
-//! A shared memory would hand out a `SharedArrayBuffer`: memory that several agents could read at
-//! once, hence a clock. V8 has no setting against shared memories, and they can be asked for in
-//! many ways: the constructor, a module that declares a memory, an instance of a module that was
-//! compiled from a stream or imported. All of these ways end in one function of V8,
-//! `WasmMemoryObject::New`. The linker gives its callers the function below in its place (`--wrap`,
-//! which `build.rs` asks for), so no JavaScript can get around it. If a later V8 renames its
+//! A shared memory would create a `SharedArrayBuffer`: memory that several agents read at once,
+//! hence a clock. V8 has no setting against shared memories, and there are many ways to ask for
+//! one: the constructor, a module that declares a memory, an instance of a module that was compiled
+//! from a stream or imported. All of these ways end in one function of V8, `WasmMemoryObject::New`.
+//! The linker gives its callers the function below instead (`--wrap`, which `build.rs` asks for),
+//! so no JavaScript can bypass it. If a later V8 renames its function, the worker does not link.
 //! function, the worker does not link.
 
 use std::ffi::{c_int, c_void};
@@ -23,7 +23,7 @@ const NO_MAXIMUM: c_int = -1;
 /// The most pages that one memory may have or grow to.
 static LIMIT_PAGES: AtomicI32 = AtomicI32::new(pages(SPARE_HEAP_BYTES));
 
-/// Sets how large one memory may be. It applies to memories that are made from now on.
+/// Sets the largest size of a memory. The limit applies to memories that are made later.
 pub(super) fn set_limit(bytes: usize) {
     LIMIT_PAGES.store(pages(bytes), Ordering::Relaxed);
 }
@@ -38,7 +38,7 @@ const fn pages(bytes: usize) -> c_int {
     }
 }
 
-/// The maximum that V8 is to know for a memory; `None` when the memory must not be made.
+/// The maximum to pass to V8 for a memory; `None` when the memory must not be made.
 fn admit(initial: c_int, maximum: c_int, is_shared: bool, limit: c_int) -> Option<c_int> {
     if is_shared || initial > limit {
         return None;
@@ -64,7 +64,7 @@ unsafe extern "C" {
     ) -> *mut c_void;
 }
 
-/// What V8 calls instead of `WasmMemoryObject::New`. Of a null result V8 makes a `RangeError`.
+/// V8 calls this instead of `WasmMemoryObject::New`. A null result becomes a `RangeError`.
 ///
 /// # Safety
 /// The arguments are those of V8's own call.

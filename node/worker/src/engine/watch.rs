@@ -2,10 +2,10 @@
 //! counts the process's CPU time and so costs nothing while the worker is idle.
 //!
 //! The function's code runs on the main thread, in turns. A turn has a deadline on that thread's
-//! CPU clock; beyond it the watch asks V8 to stop, and if V8 does not listen (some builtins ignore
-//! it) ends the process. The one other thread that works for the function is the pool's, for
-//! cryptography; its time counts as well. Whoever takes memory takes CPU time for it, so the watch
-//! looks at that too.
+//! CPU clock; beyond it the watch asks V8 to stop, and ends the process if V8 does not react, as
+//! some builtins do not. The only other thread that works for the function is the pool's, for
+//! cryptography; its time counts as well. Using memory takes CPU time, so the watch checks memory
+//! at the same times.
 
 use std::ffi::c_void;
 use std::io;
@@ -19,11 +19,11 @@ use deno_core::v8;
 
 use super::{Turn, last_words, locks, memory, pool};
 
-/// CPU time between two looks. The kernel's own tick makes it 4 ms at best.
+/// CPU time between two checks. The kernel's own tick makes it 4 ms at best.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// CPU time that V8 has to stop before the process ends: `JSON.parse` of the largest string that
-/// fits runs 240 ms on.
+/// fits takes 240 ms more.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 
 /// No turn is running.
@@ -31,18 +31,18 @@ const NO_TURN: u64 = u64::MAX;
 /// The watch has asked V8 to stop this turn.
 const STOPPING: u64 = 0;
 
-/// Code was not stopped, or it did not take the interrupt that tells whose it is.
+/// No code was stopped, or the code did not take the interrupt that identifies its request.
 const NOT_KNOWN: u32 = u32::MAX;
 
-/// What main thread and watch share.
+/// State that the main thread and the watch share.
 pub(crate) struct Watch {
-    /// Main thread's CPU time, in ns, at which the running turn is over its limit.
+    /// The main thread's CPU time, in ns, at which the running turn is over its limit.
     deadline_ns: AtomicU64,
-    /// `CLOCK_MONOTONIC`, in ns, at which it is.
+    /// The time on `CLOCK_MONOTONIC`, in ns, at which it is over its limit.
     wall_deadline_ns: AtomicU64,
-    /// Main thread's CPU time at which the process ends if the turn has not.
+    /// The main thread's CPU time, in ns, at which the process ends if the turn has not.
     kill_ns: AtomicU64,
-    /// Memory of its own, in bytes, beyond which the process ends.
+    /// Private memory, in bytes, beyond which the process ends.
     memory_bytes: AtomicUsize,
     /// Why the turn was stopped, as a reset code; 0 when it was not.
     stopped: AtomicU16,
@@ -63,8 +63,8 @@ pub(crate) static WATCH: Watch = Watch {
 };
 
 impl Watch {
-    /// Starts a turn, at this CPU time of the main thread: reading that clock is a system call, and
-    /// turns follow each other.
+    /// Starts a turn at this CPU time of the main thread. The time is passed in, because reading
+    /// the clock is a system call and turns follow each other.
     pub(crate) fn begin(&self, now: Duration, cpu: Duration, wall: Duration) {
         self.wall_deadline_ns
             .store(nanos(monotonic().saturating_add(wall)), Ordering::Relaxed);
@@ -77,7 +77,8 @@ impl Watch {
     /// Ends the turn that began at `start`.
     pub(crate) fn end(&self, start: Duration) -> Turn {
         if self.deadline_ns.swap(NO_TURN, Ordering::AcqRel) == STOPPING {
-            // The watch is about to note why. Without the wait the next turn would be blamed.
+            // The watch is about to record the reason. Without the wait the next turn would be
+            // blamed.
             while self.stopped.load(Ordering::Acquire) == 0 {
                 std::hint::spin_loop();
             }
@@ -92,7 +93,7 @@ impl Watch {
         }
     }
 
-    /// Notes why the turn is being stopped. The first reason stays.
+    /// Records why the turn is being stopped. The first reason stays.
     pub(crate) fn stop(&self, failure: Failure) {
         let _ = self.stopped.compare_exchange(
             0,
@@ -102,7 +103,7 @@ impl Watch {
         );
     }
 
-    /// Lets the process occupy this much.
+    /// Sets how much memory the process may occupy.
     pub(crate) fn limit_memory(&self, bytes: usize) {
         self.memory_bytes.store(bytes, Ordering::Relaxed);
     }
@@ -120,7 +121,7 @@ impl Watch {
             return;
         }
         if deadline == STOPPING {
-            // Code that does not take the interrupt by now may still listen to this.
+            // Code that has not taken the interrupt by now may still react to termination.
             isolate.terminate_execution();
             if nanos(main) > self.kill_ns.load(Ordering::Relaxed) {
                 let failure = Failure::from_reset(self.stopped.load(Ordering::Acquire));
@@ -137,7 +138,7 @@ impl Watch {
         };
         self.kill_ns
             .store(nanos(main.saturating_add(STOP_GRACE)), Ordering::Relaxed);
-        // Lost against the end of the turn: then there is nothing to stop.
+        // The turn has just ended: then there is nothing to stop.
         if self
             .deadline_ns
             .compare_exchange(deadline, STOPPING, Ordering::AcqRel, Ordering::Acquire)
@@ -149,32 +150,32 @@ impl Watch {
     }
 }
 
-/// Notes which request's code is running, and stops it. V8 calls this on the main thread, in the
+/// Records which request's code is running, and stops it. V8 calls this on the main thread, in the
 /// middle of that code.
 ///
 /// # Safety
 /// `context` points to the isolate's main context, a `v8::Global<v8::Context>`.
 unsafe extern "C" fn stop_and_note(isolate: v8::UnsafeRawIsolatePtr, context: *mut c_void) {
-    // SAFETY: V8 hands over the isolate that it runs, for the time of this call.
+    // SAFETY: V8 passes the isolate that it runs, for the time of this call.
     let mut isolate = unsafe { v8::Isolate::from_raw_isolate_ptr(isolate) };
     isolate.thread_safe_handle().terminate_execution();
-    // SAFETY: says the caller.
+    // SAFETY: the caller guarantees it.
     let context = unsafe { &*context.cast::<v8::Global<v8::Context>>() };
     v8::scope!(let scope, &mut isolate);
     let context = v8::Local::new(scope, context);
     let scope = &mut v8::ContextScope::new(scope, context);
-    // Set by `calls.js` and by nobody else: the number of the request.
+    // Only `calls.js` sets this value, the number of the request.
     let data = scope.get_continuation_preserved_embedder_data();
     let request = data.try_cast::<v8::Uint32>();
     let request = request.map_or(0, |request| request.value());
     WATCH.running.store(request, Ordering::Release);
 }
 
-/// Starts the watch over the calling thread and its isolate. Everything that it needs exists when
-/// this returns.
+/// Starts the watch over the calling thread and its isolate. Everything that the watch needs exists
+/// when this returns.
 ///
 /// # Errors
-/// No thread or no timer can be had.
+/// A thread or a timer is unavailable.
 pub(crate) fn start(
     isolate: v8::IsolateHandle,
     context: v8::Global<v8::Context>,
@@ -192,11 +193,11 @@ pub(crate) fn start(
                 Ok(signals) => signals,
                 Err(error) => return drop(ready.send(Err(error))),
             };
-            // SAFETY: takes nothing and cannot fail.
+            // SAFETY: `gettid` takes nothing and cannot fail.
             let _ = ready.send(Ok(unsafe { libc::gettid() }));
             loop {
                 let mut signal = 0;
-                // SAFETY: both pointers are to live values of the right type.
+                // SAFETY: both pointers point to live values of the right type.
                 if unsafe { libc::sigwait(&raw const signals, &raw mut signal) } == 0 {
                     WATCH.look(main_clock, &isolate);
                 }
@@ -208,7 +209,7 @@ pub(crate) fn start(
     start_timer(thread)
 }
 
-/// The signal that the timer sends. Nobody else uses real-time signals.
+/// The signal of the timer. No other code uses real-time signals.
 fn signal() -> libc::c_int {
     libc::SIGRTMIN()
 }
@@ -237,7 +238,7 @@ fn start_timer(thread: libc::pid_t) -> io::Result<()> {
     event.sigev_signo = signal();
     event.sigev_notify_thread_id = thread;
     let mut timer = std::ptr::null_mut();
-    // SAFETY: both pointers are to live values of the right type.
+    // SAFETY: both pointers point to live values of the right type.
     if unsafe {
         libc::timer_create(
             libc::CLOCK_PROCESS_CPUTIME_ID,
@@ -279,8 +280,8 @@ pub(super) fn clock(id: libc::clockid_t) -> Duration {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: the pointer is to a live value. A clock that cannot be read shows zero, which stops
-    // nothing too early.
+    // SAFETY: the pointer points to a live value. A clock that cannot be read gives zero, which
+    // stops no code too early.
     unsafe { libc::clock_gettime(id, &raw mut time) };
     Duration::new(
         u64::try_from(time.tv_sec).unwrap_or(0),

@@ -21,19 +21,20 @@ const {
   Uint8Array,
 } = primordials;
 
-// Sent at a time, in bytes: what one write may copy out of the heap.
+// Bytes that are sent at a time: what one write may copy out of the heap.
 const PIECE_BYTES = 64 * 1024;
 
-// Handle -> how to go on with the body that waits for its next piece, or, without a controller, for all of it.
+// Handle -> continuation of the body that waits for its next piece, or, without a controller, for
+// all of it.
 const pulls = new SafeMap();
-// Handle -> how to go on with the writer that waits.
+// Handle -> continuation of the writer that waits.
 const writes = new SafeMap();
 // Handle -> the reader of the stream that is sent on it.
 const readers = new SafeMap();
 
 function noop() {}
 
-// A stream of what arrives on `handle`. Nothing is asked for before somebody reads.
+// A stream of the bytes that arrive on `handle`. Nothing is requested before the stream is read.
 export function receive(handle) {
   return new streams.ReadableStream({
     type: "bytes",
@@ -50,7 +51,7 @@ export function receive(handle) {
   }, { highWaterMark: 0 });
 }
 
-// All of what arrives on `handle`, in one piece.
+// Resolves with all bytes that arrive on `handle`, in one piece.
 function gather(handle) {
   return new Promise((resolve, reject) => {
     MapPrototypeSet(pulls, handle, { controller: null, resolve, reject });
@@ -58,10 +59,11 @@ function gather(handle) {
   });
 }
 
-// A body on its way. It becomes a stream only for who asks for one; who wants all of it gets it in one piece.
+// A body on its way. It becomes a stream only when one is asked for; a reader of the whole body
+// gets one piece.
 export class ArrivingBody extends fetchBody.InnerBody {
   #handle;
-  // Nobody has asked for any of it yet.
+  // No part of the body has been asked for yet.
   #isWhole = true;
 
   constructor(handle) {
@@ -117,8 +119,8 @@ export class ArrivingBody extends fetchBody.InnerBody {
   }
 }
 
-// The program: the next piece of a body, `null` at its end, `undefined` when it broke off: the answer to a call with a
-// code and a message.
+// Called by the program: the next piece of a body, `null` at its end, `undefined` when it broke
+// off; the answer to a call then has a code and a message.
 export function arrived(handle, piece, code, message) {
   const waiting = MapPrototypeGet(pulls, handle);
   if (waiting === undefined) {
@@ -134,7 +136,7 @@ export function arrived(handle, piece, code, message) {
     resolve(piece ?? new Uint8Array());
     return;
   }
-  // The controller's methods are what the function has made of them.
+  // The function may have replaced the controller's methods.
   try {
     if (piece === null) {
       controller.close();
@@ -149,7 +151,7 @@ export function arrived(handle, piece, code, message) {
   resolve();
 }
 
-// The program: a piece was taken, or nobody wants the body any more.
+// Called by the program: a piece was taken, or the body is not wanted any more.
 export function taken(handle, wanted) {
   const waiting = MapPrototypeGet(writes, handle);
   MapPrototypeDelete(writes, handle);
@@ -178,7 +180,7 @@ function write(handle, piece) {
   });
 }
 
-// The program: the request that has this body is over.
+// Called by the program: the request that has this body has ended.
 export function dropped(handle) {
   const pull = MapPrototypeGet(pulls, handle);
   const write = MapPrototypeGet(writes, handle);
@@ -189,8 +191,8 @@ export function dropped(handle) {
   write?.reject(requestEnded("to send this body"));
 }
 
-// Sends all of `stream` on `handle`, piece by piece as the other end takes it. Rejects with what
-// the stream failed with; `handle` is then still open.
+// Sends all of `stream` on `handle`, piece by piece as the other end takes it. Rejects with the
+// stream's error; `handle` is then still open.
 export async function send(stream, handle) {
   const reader = streams.acquireReadableStreamDefaultReader(stream);
   MapPrototypeSet(readers, handle, reader);

@@ -1,5 +1,5 @@
-// What the program calls. It takes these functions when the worker starts; after that nothing here can be reached from
-// the function's code.
+// Functions that the program calls. It takes them when the worker starts; after that the function's
+// code cannot reach anything here.
 
 import { core, primordials } from "ext:core/mod.js";
 import { arrived, dropped, taken } from "ext:casemate/body.js";
@@ -18,7 +18,8 @@ const { Date, ObjectFreeze, ReflectApply } = primordials;
 
 defineGlobals();
 
-// After the snapshot: what is set up on first use is used now, while the program may still open files.
+// Runs after the snapshot: uses what is set up on first use, while the program may still open
+// files.
 async function start() {
   core.setWasmStreamingCallback(stream);
   performance.setTimeOrigin();
@@ -30,7 +31,7 @@ async function start() {
   const { crypto } = globalThis;
   crypto.randomUUID();
   crypto.getRandomValues(new primordials.Uint8Array(1));
-  // The pool's thread sets up its own generator of random numbers.
+  // The pool's thread sets up its own random number generator.
   const algorithm = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };
   const { privateKey } = await crypto.subtle.generateKey(algorithm, true, ["sign", "verify"]);
   await crypto.subtle.sign(algorithm, privateKey, new primordials.Uint8Array(1));
@@ -39,8 +40,8 @@ async function start() {
   removeGlobals();
 }
 
-// Requests that nobody sent, so that the first real one finds its way compiled: the program ignores what is said about
-// request 0.
+// Dispatches requests that no caller sent, so that the first real one finds compiled code: the
+// program ignores calls for request 0.
 function rehearse() {
   const { Request, Response, URL } = globalThis;
   const rehearsal = {
@@ -79,7 +80,7 @@ function define(object, name, value) {
   });
 }
 
-// A request is over: what it still waits for will not come, and promises of it are rejected.
+// A request has ended: its pending operations will not complete, and their promises are rejected.
 function over(request, timers, handles) {
   settled(request);
   for (let i = 0; i < timers.length; i++) {
@@ -91,7 +92,8 @@ function over(request, timers, handles) {
   }
 }
 
-// What may run code of the function is part of a request: its calls, its log lines and its CPU time are that request's.
+// Code of the function that runs here is part of a request: its calls, log lines and CPU time
+// belong to that request.
 const inRequest = (task) => (request, ...args) => within(request, () => ReflectApply(task, undefined, args));
 const byRequest = (task) => (request) => within(request, () => task(request));
 

@@ -1,7 +1,7 @@
-// Which request the running code belongs to, and header lists as the program takes them.
+// The request to which the running code belongs, and header lists in the program's format.
 //
-// V8 carries the context across `await`; timers and events from the program restore it. Code of the function can neither
-// see nor change it, and nothing else sets one.
+// V8 carries the context across `await`; timers and events from the program restore it. The
+// function's code can neither see nor change it, and no other code sets it.
 
 import { core, primordials } from "ext:core/mod.js";
 
@@ -39,13 +39,13 @@ export function within(request, task) {
   }
 }
 
-// Ticket -> what was put off.
+// Ticket -> deferred task.
 const putOff = new SafeMap();
 let lastTicket = 0;
 
-// Calls `task` in a turn of `request`, so that code of the function that it wakes is charged to
-// that request. The platform's own asynchrony (results of cryptography, rejections that nobody
-// handled) runs between turns, when nobody is charged.
+// Calls `task` in a turn of `request`, so that the function's code that it wakes is charged to that
+// request. The platform's own asynchrony (results of cryptography, unhandled rejections) runs
+// between turns, when CPU time is charged to no request.
 export function inTurn(request, task) {
   lastTicket = (lastTicket + 1) >>> 0;
   MapPrototypeSet(putOff, lastTicket, task);
@@ -54,7 +54,7 @@ export function inTurn(request, task) {
   }
 }
 
-// The program: the turn for this ticket has begun.
+// Called by the program: the turn for this ticket has begun.
 export function resume(ticket) {
   const task = MapPrototypeGet(putOff, ticket);
   MapPrototypeDelete(putOff, ticket);
@@ -82,17 +82,19 @@ export function unflatten(text) {
   return list;
 }
 
-// Why a call or its answer failed, as the function reads it.
+// Makes the error of a failed call or answer, as the function sees it.
 export function failure(code, message) {
   const error = new TypeError(message);
   ObjectDefineProperty(error, "code", { __proto__: null, value: code, enumerable: true, configurable: true, writable: true });
   return error;
 }
 
-// Errors of calls and bodies whose request has ended. The log of that request has a line about them.
+// Errors of calls and bodies whose request has ended. The log of that request has a line about
+// them.
 const ended = new SafeWeakSet();
 
-// What belongs to a request ends with it. Whoever waits for it, this request or a later one, hears of that.
+// What belongs to a request ends with it. Promises of this request or a later one that wait for it
+// get this error.
 export function requestEnded(what) {
   const remedy = "ctx.waitUntil keeps a request until a promise has settled";
   const error = failure("request_ended", `the request that began ${what} has ended; ${remedy}`);

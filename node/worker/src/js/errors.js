@@ -1,14 +1,16 @@
-// What an operation of the platform fails with is an error, whatever class the operation names.
+// Turns the failure of a platform operation into an error, whatever class the operation names.
 //
-// An operation names the class of its error by a string, and deno_core asks a builder for that name. Without one it
-// would throw `undefined`. The names are open: any dependency may add one. So a name without a builder is built here.
+// An operation names the class of its error by a string, and deno_core looks up a builder by that
+// name. Without a builder it would throw `undefined`. Any dependency may add a name, so the error
+// for a name without a builder is built here.
 
 import { core, primordials } from "ext:core/mod.js";
 import { domException } from "ext:casemate/web.js";
 
 const { Error, ObjectDefineProperty, ObjectFreeze, StringPrototypeSlice, StringPrototypeStartsWith } = primordials;
 
-// What operations put in front of a name of https://webidl.spec.whatwg.org/#idl-DOMException-error-names.
+// The prefix that operations use for a name of
+// https://webidl.spec.whatwg.org/#idl-DOMException-error-names.
 const DOM_EXCEPTION = "DOMException";
 
 function build(className, message) {
@@ -29,7 +31,8 @@ function build(className, message) {
 
 const { buildCustomError } = core;
 
-// The program takes this function when it starts. `core` is frozen; the program looks at `Deno.core`.
+// The program takes this function when it starts. `core` is frozen; the program looks at
+// `Deno.core`.
 globalThis.Deno.core = ObjectFreeze({
   __proto__: core,
   buildCustomError: (className, message, properties) =>

@@ -1,4 +1,4 @@
-// `fetch` and the capabilities of `env`. Every hop of a redirect is a fresh question to the vault.
+// `fetch` and the capabilities of `env`. The vault judges every hop of a redirect afresh.
 
 import { core, internals, primordials } from "ext:core/mod.js";
 import { ArrivingBody, receive, send } from "ext:casemate/body.js";
@@ -32,23 +32,24 @@ const {
   WeakMapPrototypeSet,
 } = primordials;
 
-// As browsers do.
+// The limit of browsers.
 const MAX_HOPS = 20;
-// What `op_casemate_fetch` answers instead of a handle.
+// Values of `op_casemate_fetch` other than a handle.
 const TOO_MANY_CALLS = 0;
 const NO_CALL = 0xffffffff;
-// What `currentRequest` says outside of a request.
+// The value of `currentRequest` outside of a request.
 const NO_REQUEST = 0;
 const NO_BODY = new Uint8Array();
 const BODY_HEADERS = { __proto__: null, "content-encoding": 1, "content-language": 1, "content-location": 1, "content-type": 1 };
 const CREDENTIAL_HEADERS = { __proto__: null, authorization: 1, cookie: 1, "proxy-authorization": 1 };
-// Content coding -> format of a DecompressionStream. Only gzip is asked for; upstreams send others all the same.
+// Content coding -> format of a DecompressionStream. Only gzip is asked for, but upstreams send
+// others too.
 const FORMATS = { __proto__: null, gzip: "gzip", "x-gzip": "gzip", deflate: "deflate", br: "brotli" };
-// The most codings on top of each other that are undone: each may make a body a thousand times as large.
+// Most codings on top of each other that are decoded: each may enlarge a body a thousand times.
 const MAX_CODINGS = 2;
-// What one coding gives the next at a time, in bytes.
+// Bytes that one decoder passes to the next at a time.
 const DECODED_PIECE = 16 * 1024;
-// Fields of an answer that are about its encoded body.
+// Fields of an answer that describe its encoded body.
 const ENCODED_HEADERS = {
   __proto__: null, "content-encoding": 1, "content-length": 1, "content-digest": 1, "content-md5": 1, digest: 1, "repr-digest": 1,
 };
@@ -56,17 +57,17 @@ const PARTIAL_CONTENT = 206;
 // The weight of a coding that is not accepted.
 const NO_WEIGHT = new SafeRegExp(/^q *= *0(\.0*)?$/);
 
-// Handle -> how to go on with the call that waits for its response.
+// Handle -> continuation of the call that waits for its response.
 const calls = new SafeMap();
-// Error of a call -> how a request fails that does not catch it, as the program counts failures.
+// Error of a call -> failure of a request that does not catch it, in the program's numbers.
 const failures = new SafeWeakMap();
 
-// 0 for an error that is none of a call.
+// Returns 0 for an error that is not a call's.
 export function failureOf(error) {
   return typeof error === "object" && error !== null ? WeakMapPrototypeGet(failures, error) ?? 0 : 0;
 }
 
-// The program: the head of a response. `body` is 0 when there is none.
+// Called by the program: the head of a response. `body` is 0 when there is none.
 export function answered(handle, status, headers, body) {
   const call = MapPrototypeGet(calls, handle);
   if (call === undefined) {
@@ -79,7 +80,7 @@ export function answered(handle, status, headers, body) {
   call.resolve({ status, headerList: unflatten(headers), body });
 }
 
-// The program: there will be no response.
+// Called by the program: there will be no response.
 export function refused(handle, code, message, uncaught) {
   const call = MapPrototypeGet(calls, handle);
   if (call === undefined) {
@@ -89,7 +90,7 @@ export function refused(handle, code, message, uncaught) {
   call.resolve({ code, message, uncaught });
 }
 
-// The program: the request that made this call is over.
+// Called by the program: the request that made this call has ended.
 export function abandoned(handle) {
   const call = MapPrototypeGet(calls, handle);
   MapPrototypeDelete(calls, handle);
@@ -159,7 +160,7 @@ function without(list, names) {
   return ArrayPrototypeFilter(list, (field) => names[StringPrototypeToLowerCase(field[0])] === undefined);
 }
 
-// Turns `inner` into the request of the next hop, as the Fetch standard says (HTTP-redirect fetch).
+// Turns `inner` into the request of the next hop, by the Fetch standard (HTTP-redirect fetch).
 function redirect(inner, status, from, to) {
   const { method } = inner;
   if (status !== 303 && inner.body !== null && inner.body.streamOrStatic.body === undefined) {
@@ -179,7 +180,7 @@ function redirect(inner, status, from, to) {
   inner.redirectCount++;
 }
 
-// The items of a field that is a list, in lower case.
+// The items of a list field, in lower case.
 function items(list, name) {
   const all = [];
   for (let i = 0; i < list.length; i++) {
@@ -193,8 +194,8 @@ function items(list, name) {
   return all;
 }
 
-// The fields of a call. What the function accepts is often what its caller accepts, who does not read this answer: of
-// the codings, gzip is asked for where it is accepted, and otherwise none.
+// The fields of a call. A function often forwards its caller's `Accept-Encoding`, but the caller
+// does not read this answer: so gzip is asked for where it is accepted, and no other coding.
 function fieldsOf(inner) {
   const accepted = items(inner.headerList, "accept-encoding");
   if (accepted.length === 0) {
@@ -215,8 +216,8 @@ function fieldsOf(inner) {
   return list;
 }
 
-// The codings to undo, the last one first; none when there is one among them that cannot be undone, or when the body is
-// a part of an encoded one.
+// The codings to decode, the last one first; none when one of them cannot be decoded, or when the
+// body is a part of an encoded one.
 function formatsOf(answer) {
   const formats = [];
   const codings = answer.status === PARTIAL_CONTENT ? [] : items(answer.headerList, "content-encoding");
@@ -233,7 +234,7 @@ function formatsOf(answer) {
   return formats;
 }
 
-// Cuts what one decoder gives into pieces that the next one can take.
+// Cuts the output of one decoder into pieces for the next.
 function cutter() {
   return new streams.TransformStream({
     transform(chunk, controller) {
@@ -255,8 +256,9 @@ function decoded(stream, formats) {
   return stream;
 }
 
-// The fields of an answer whose body was decoded: they are about the body that the function reads, so that the two can
-// be handed on, together or each alone. An entity tag of the encoded body becomes a weak one (RFC 9110, section 8.8.1).
+// The fields of an answer whose body was decoded. They describe the body that the function reads,
+// so that the function can pass on both together or either alone. An entity tag of the encoded body
+// becomes a weak one (RFC 9110, section 8.8.1).
 function decodedFields(headerList) {
   const list = without(headerList, ENCODED_HEADERS);
   for (let i = 0; i < list.length; i++) {
@@ -298,7 +300,7 @@ async function run(inner, binding, signal) {
   let through = binding === null ? -1 : binding.index;
   while (true) {
     signal?.throwIfAborted();
-    // For a clear error: what may be reached is the vault's to say.
+    // Only for a clear error: the vault decides what may be reached.
     const from = inner.currentUrl();
     if (!StringPrototypeStartsWith(from, "https://") && !StringPrototypeStartsWith(from, "http://")) {
       throw new TypeError(`fetch cannot reach ${new url.URL(from).protocol} URLs`);

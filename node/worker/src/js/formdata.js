@@ -1,7 +1,7 @@
 // `formData()` of requests and responses for multipart/form-data (RFC 7578, and the Fetch standard's parsing of it).
 //
-// deno_fetch's own parser loses names with quotes and takes a body that breaks off for one that ended. Its serializer
-// escapes what is undone here.
+// deno_fetch's own parser loses names with quotes and accepts a body that breaks off as complete.
+// Its serializer escapes characters that are unescaped here.
 
 import { core, primordials } from "ext:core/mod.js";
 import { encoding, file, formData, headers, mimesniff, request, response } from "ext:casemate/web.js";
@@ -28,7 +28,7 @@ const DASH = 45;
 const SPACE = 32;
 const TAB = 9;
 
-// Of one part: bytes of its fields, and how many there are.
+// Most bytes of a part's fields, and most fields.
 const MAX_FIELDS_BYTES = 16 * 1024;
 const MAX_FIELDS = 128;
 
@@ -36,7 +36,7 @@ const ESCAPED = new SafeRegExp(/%(?:0A|0D|22)/gi);
 const UNESCAPED = { __proto__: null, "%0a": "\n", "%0d": "\r", "%22": '"' };
 
 const utf8 = new encoding.TextDecoder("utf-8", { ignoreBOM: true });
-// As they are before the function's code may change them.
+// Taken before the function's code may change them.
 const { decode } = encoding.TextDecoder.prototype;
 const { append } = formData.FormData.prototype;
 
@@ -52,7 +52,7 @@ function isBlank(byte) {
   return byte === SPACE || byte === TAB;
 }
 
-// Where a line ends that begins at `from`, or -1.
+// The end of the line that begins at `from`, or -1.
 function endOfLine(bytes, from) {
   let at = TypedArrayPrototypeIndexOf(bytes, CR, from);
   while (at !== -1 && bytes[at + 1] !== LF) {
@@ -61,8 +61,8 @@ function endOfLine(bytes, from) {
   return at;
 }
 
-// The delimiter line at `at`: where what follows it begins, and whether it is the last one. Blanks may follow it
-// (RFC 2046, section 5.1.1).
+// The delimiter line at `at`: the position after it, and whether it is the last one. Blanks may
+// follow it (RFC 2046, section 5.1.1).
 function delimiterAt(bytes, at, dashed) {
   for (let i = 0; i < dashed.length; i++) {
     if (bytes[at + i] !== dashed[i]) {
@@ -81,7 +81,7 @@ function delimiterAt(bytes, at, dashed) {
   return endsHere || (bytes[next] === CR && bytes[next + 1] === LF) ? { next: endsHere ? next : next + 2, isLast } : null;
 }
 
-// Past the preamble, which nobody reads.
+// The position of the first delimiter, after the preamble, which is ignored.
 function firstDelimiter(bytes, dashed) {
   let at = 0;
   while (at !== -1) {
@@ -99,13 +99,13 @@ function unescape(value) {
   return StringPrototypeReplace(value, ESCAPED, (found) => UNESCAPED[StringPrototypeToLowerCase(found)]);
 }
 
-// The parameters of Content-Disposition that a form knows. A quoted value ends at the first quote: a backslash is a
-// character like any other. Parameters of other names, such as `filename*`, are skipped.
+// The parameters of Content-Disposition that a form uses. A quoted value ends at the first quote: a
+// backslash is an ordinary character. Other parameters, such as `filename*`, are skipped.
 function dispositionOf(value) {
   const found = { __proto__: null, name: undefined, filename: undefined };
   let end = StringPrototypeIndexOf(value, ";");
   if (StringPrototypeToLowerCase(StringPrototypeTrim(end === -1 ? value : StringPrototypeSlice(value, 0, end))) !== "form-data") {
-    throw wrong("a part is no form-data");
+    throw wrong("a part is not form-data");
   }
   while (end !== -1 && end < value.length) {
     const from = end + 1;
@@ -137,7 +137,7 @@ function dispositionOf(value) {
   return found;
 }
 
-// The fields of a part that begins at `at`, and where its content begins.
+// The fields of a part that begins at `at`, and the start of its content.
 function fieldsAt(bytes, at) {
   const begin = at;
   const fields = { disposition: undefined, type: undefined, content: 0 };
@@ -166,7 +166,7 @@ function fieldsAt(bytes, at) {
   }
 }
 
-// Where the content that begins at `from` ends, with the delimiter behind it.
+// The end of the content that begins at `from`, with the delimiter behind it.
 function contentFrom(bytes, from, dashed) {
   // The content of an empty part has no line of its own.
   let end = from - 2;
@@ -202,7 +202,7 @@ function parse(bytes, boundary) {
   return form;
 }
 
-// Replaces `formData` of a class for multipart bodies; for all others the original goes on.
+// Replaces `formData` of a class for multipart bodies; all others use the original.
 function replace(prototype) {
   const { value: original } = ObjectGetOwnPropertyDescriptor(prototype, "formData");
   const { value: bytes } = ObjectGetOwnPropertyDescriptor(prototype, "bytes");

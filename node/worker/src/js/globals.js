@@ -1,4 +1,4 @@
-// The global object: WinterTC's minimum common API and nothing of the machinery below it.
+// The global object: WinterTC's minimum common API, without the internals below it.
 
 import { core, primordials } from "ext:core/mod.js";
 import { currentRequest, inTurn, saysRequestEnded } from "ext:casemate/calls.js";
@@ -86,9 +86,9 @@ class Navigator {
   }
 }
 
-// A promise that nobody handles is told to the function's listeners, then to the log; the request
-// goes on. Listeners, and getters of the error, are the function's code: they run in a turn of the
-// request that the rejection belongs to.
+// Reports an unhandled rejection to the function's listeners, then to the log; the request
+// continues. Listeners, and getters of the error, are the function's code: they run in a turn of
+// the request to which the rejection belongs.
 function unhandledRejection(promise, reason) {
   if (saysRequestEnded(reason)) {
     return true;
@@ -141,7 +141,7 @@ export function defineGlobals() {
 
 const navigator = new Navigator();
 
-// No memory that two agents share, and no clock but the one that stands still.
+// Removes shared memory, and every clock except the one that stands still.
 export function removeGlobals() {
   for (const name of ["Deno", "__bootstrap", "__casemate", "SharedArrayBuffer", "Atomics", "Temporal"]) {
     delete globalThis[name];

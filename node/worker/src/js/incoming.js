@@ -30,9 +30,9 @@ const {
   TypeError,
 } = primordials;
 
-// What the function is: its default export, that object's `fetch`, and `env`.
+// The function: its default export, that object's `fetch`, and `env`.
 let entry, handler, env;
-// Requests under way -> what to call when the caller goes away.
+// Requests under way -> callback for when the caller leaves.
 const cancels = new SafeMap();
 
 export function install(namespace, environment) {
@@ -44,7 +44,8 @@ export function install(namespace, environment) {
   }
 }
 
-// A request as deno_fetch's Request wants it inside, with everything read from the program when somebody asks.
+// A request in the internal form of deno_fetch's Request; everything is read from the program on
+// first use.
 class IncomingRequest {
   #id;
   #headerList = null;
@@ -103,7 +104,8 @@ class ExecutionContext {
   passThroughOnException() {}
 }
 
-// An error as the tenant reads it. Getters and inspectors of the error are the function's code: they may throw.
+// Describes an error for the tenant. Getters and inspectors of the error are the function's code:
+// they may throw.
 export function describe(error) {
   try {
     return inspection.inspectArgs([error]);
@@ -159,7 +161,7 @@ function settle(id, value) {
   }
 }
 
-// The program: a request. `body` is 0 when there is none.
+// Called by the program: a request. `body` is 0 when there is none.
 export function dispatch(id, method, body) {
   within(id, () => {
     const incoming = request.fromInnerRequest(new IncomingRequest(id, method, body), "immutable");
@@ -178,14 +180,14 @@ export function dispatch(id, method, body) {
   });
 }
 
-// The program: the caller went away.
+// Called by the program: the caller has left.
 export function cancelled(id) {
   const cancel = MapPrototypeGet(cancels, id);
   MapPrototypeDelete(cancels, id);
   cancel?.();
 }
 
-// The program: nobody will cancel this request any more.
+// Called by the program: this request can no longer be cancelled.
 export function settled(id) {
   MapPrototypeDelete(cancels, id);
 }

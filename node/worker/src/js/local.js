@@ -1,4 +1,4 @@
-// `fetch` of data: and blob: URLs, which leave no isolate: no call is made, and none is counted.
+// `fetch` of data: and blob: URLs, which stay within the isolate: no call is made or counted.
 
 import { primordials } from "ext:core/mod.js";
 import { fetchBody, infra, mimesniff, response } from "ext:casemate/web.js";
@@ -24,17 +24,18 @@ const DATA = "data:";
 const BLOB = "blob:";
 const PERCENT = 37;
 const HEX_PAIR = new SafeRegExp(/^[0-9A-Fa-f]{2}$/);
-// The end of a media type that says that the data are in base64.
+// The end of a media type with base64 data.
 const BASE64 = new SafeRegExp(/; *base64$/i);
 const DEFAULT_TYPE = "text/plain;charset=US-ASCII";
 
-// Only the first URL of a call: no redirect leads to one of these (Fetch standard, HTTP-redirect fetch).
+// Applies to the first URL of a call alone: no redirect leads to such a URL (Fetch standard,
+// HTTP-redirect fetch).
 export function isLocal(inner) {
   const href = inner.url();
   return StringPrototypeStartsWith(href, DATA) || StringPrototypeStartsWith(href, BLOB);
 }
 
-// Of a URL as it is written, which is ASCII.
+// Decodes the text of a URL, which is ASCII.
 function percentDecode(text) {
   const bytes = new Uint8Array(text.length);
   let length = 0;
@@ -49,7 +50,7 @@ function percentDecode(text) {
     }
     bytes[length++] = byte;
   }
-  // A copy, since `arrayBuffer()` hands out the whole buffer.
+  // A copy, because `arrayBuffer()` returns the whole buffer.
   return TypedArrayPrototypeSlice(bytes, 0, length);
 }
 
@@ -78,7 +79,7 @@ function readData(href) {
       const isPlain = StringPrototypeIndexOf(data, "%") === -1;
       bytes = infra.forgivingBase64Decode(isPlain ? data : latin1(percentDecode(data)));
     } catch {
-      throw new TypeError("fetch cannot read this data: URL: its data are no base64");
+      throw new TypeError("fetch cannot read this data: URL: its data are not base64");
     }
   } else {
     bytes = percentDecode(data);
@@ -109,7 +110,7 @@ export function local(inner, signal) {
   }
   const blob = inner.blobUrlEntry;
   if (blob === null) {
-    throw new TypeError("fetch cannot read this blob: URL: it was revoked, or is none of this function");
+    throw new TypeError("fetch cannot read this blob: URL: it was revoked, or belongs to another function");
   }
   if (inner.method !== "GET") {
     throw new TypeError(`fetch reads blob: URLs with GET, not with ${inner.method}`);

@@ -1,5 +1,5 @@
-// `crypto.subtle` works on a thread of its own. Here each call says for which request it is, before
-// it submits its work, and its result comes back in a turn of that request.
+// `crypto.subtle` works on a thread of its own. Here each call names its request before it submits
+// its work, and its result arrives in a turn of that request.
 
 import { core, primordials } from "ext:core/mod.js";
 import { currentRequest, inTurn } from "ext:casemate/calls.js";

@@ -1,4 +1,5 @@
-// Timers of the function. The program counts the time and knows whose timer it is: see `timers.rs`.
+// Timers of the function. The program measures the time and knows the owner of each timer: see
+// `timers.rs`.
 
 import { core, primordials } from "ext:core/mod.js";
 import { currentRequest, failure } from "ext:casemate/calls.js";
@@ -16,15 +17,15 @@ const {
   TypeError,
 } = primordials;
 
-// What `op_casemate_timer` answers.
+// Values of `op_casemate_timer`.
 const STARTED = 0;
 const TOO_MANY = 1;
 const REQUEST_ENDED = 2;
 
-// The longest delay of a timer, in ms: 24 days, more than any request lasts.
+// The longest delay of a timer, in ms: 24 days, longer than any request.
 const MAX_DELAY = 0x7fffffff;
 
-// Number -> what to call.
+// Number -> callback.
 const timers = new SafeMap();
 let last = 0;
 
@@ -45,7 +46,7 @@ function start(callback, delay, args, repeat) {
   return number;
 }
 
-// Says what became of it, as `op_casemate_timer` does.
+// Starts the timer; returns the value of `op_casemate_timer`.
 function arm(number, timer) {
   const outcome = op_casemate_timer(timer.request, number, timer.delay, timer.repeat);
   if (outcome === STARTED) {
@@ -98,7 +99,7 @@ const { timeout } = {
 };
 ObjectDefineProperty(abortSignal.AbortSignal, "timeout", { __proto__: null, value: timeout });
 
-// The program: a timer is due.
+// Called by the program: a timer is due.
 export function fire(number) {
   const timer = MapPrototypeGet(timers, number);
   if (timer === undefined) {
@@ -117,7 +118,7 @@ export function fire(number) {
   }
 }
 
-// The program: the timer will not fire, since its request is over.
+// Called by the program: the timer will not fire, because its request has ended.
 export function forget(number) {
   MapPrototypeDelete(timers, number);
 }

@@ -1,4 +1,5 @@
-// `WebAssembly.compileStreaming` and `instantiateStreaming`: V8 hands over the response, we hand back its bytes.
+// `WebAssembly.compileStreaming` and `instantiateStreaming`: V8 passes the response, and gets its
+// bytes from here.
 
 import { core, primordials } from "ext:core/mod.js";
 import { response as fetchResponse, streams, webidl } from "ext:casemate/web.js";

@@ -1,4 +1,5 @@
-// The web platform's scripts. A script that nobody loads here is not in the snapshot and can never be loaded later.
+// The web platform's scripts. A script that is not loaded here is not in the snapshot and can never
+// be loaded later.
 
 import { core } from "ext:core/mod.js";
 

@@ -15,10 +15,10 @@ use casemate_wire::{Fields, RequestHead, ResponseHead};
 use std::os::fd::AsFd;
 use tokio::process::{Child, Command};
 
-/// No answer of a worker takes longer, in a debug build on a busy machine.
+/// Bound for every wait: no answer takes longer, even from a debug build on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A worker that has its function.
+/// A worker with its function.
 pub(crate) struct Function {
     pub(crate) control: Control<ToWorker, FromWorker>,
     pub(crate) gateway: Opener,
@@ -28,7 +28,7 @@ pub(crate) struct Function {
     pub(crate) outcomes: Vec<Outcome>,
 }
 
-/// What a caller gets.
+/// The caller's view of an answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -79,7 +79,7 @@ pub(crate) fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
     builder.into_inner().expect("memory")
 }
 
-/// A worker that has said `Ready`.
+/// Starts a worker and waits for `Ready`.
 pub(crate) async fn spare() -> (Control<ToWorker, FromWorker>, Child) {
     let (ours, theirs) = control_pair().expect("a socket pair");
     let child = Command::new(env!("CARGO_BIN_EXE_casemate-worker"))
@@ -111,7 +111,7 @@ pub(crate) async fn receive(control: &Control<ToWorker, FromWorker>) -> Option<F
         .map(|(message, _)| message)
 }
 
-/// Loads `archive`; what the worker says to it comes next.
+/// Loads `archive`; the next message is the worker's answer.
 pub(crate) async fn send_load(
     control: &Control<ToWorker, FromWorker>,
     load: Load,
@@ -180,7 +180,7 @@ impl Function {
         self.gateway.open(head, end).expect("room for a stream")
     }
 
-    /// A request without a body, to its end.
+    /// Sends a request without a body and waits for its end.
     pub(crate) async fn ask(&self, head: RequestHead) -> Result<Answer, StreamError> {
         self.ask_with(head, None).await
     }
@@ -214,8 +214,7 @@ impl Function {
         answer.unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
-    /// The next outcome; lines that come before it are kept, as outcomes are that come before a
-    /// line.
+    /// The next outcome. Log lines before it are kept, and so are outcomes before a log line.
     pub(crate) async fn outcome(&mut self) -> Outcome {
         loop {
             if !self.outcomes.is_empty() {
@@ -229,7 +228,7 @@ impl Function {
         }
     }
 
-    /// The next line of the console.
+    /// The next console line.
     pub(crate) async fn log(&mut self) -> Log {
         loop {
             if !self.logs.is_empty() {
@@ -243,7 +242,7 @@ impl Function {
         }
     }
 
-    /// The worker's last message and its exit code.
+    /// Waits for the end: the worker's last message and its exit code.
     pub(crate) async fn end(&mut self) -> (Option<FromWorker>, Option<i32>) {
         let mut last = None;
         while let Some(message) = receive(&self.control).await {
@@ -269,7 +268,7 @@ pub(crate) fn tell_apart(mut head: RequestHead, name: &str) -> RequestHead {
     head
 }
 
-/// Calls what the path says and shows what came of it.
+/// Makes the call that the path names and shows its result.
 pub(crate) const CALLER: &str = r#"export default {
     async fetch(request, env) {
         const { to, binding, ...init } = await request.json();
@@ -307,7 +306,7 @@ pub(crate) async fn answer(
     }
 }
 
-/// Asks `CALLER` for a call, and plays the vault with `vault`.
+/// Makes a call through [`CALLER`], and plays the vault with `vault`.
 pub(crate) async fn call(
     worker: &mut Function,
     order: &'static str,

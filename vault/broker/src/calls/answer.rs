@@ -1,4 +1,4 @@
-//! What comes back from an upstream, as the function may see it.
+//! An upstream's answer, in the form that the function may see.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,37 +12,36 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use tokio::sync::Semaphore;
 
-use super::Refused;
 use super::heads::{self, ContentEncoding, CredentialedRules};
-use super::prepare::Credentialed;
+use super::refused::Refused;
 use super::searchers::Shared;
-use super::watch::Watch;
+use super::watch::{Credentialed, Watch};
 
-/// Between two pieces of an answer's body.
+/// Longest pause between two pieces of an answer's body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// An answer, with whatever held the credential taken out.
+/// An answer from whose head every credential was removed.
 pub(super) struct Answer {
     pub(super) head: ResponseHead,
-    /// `None`: it has no body.
+    /// `None`: the answer has no body.
     pub(super) body: Option<AnswerBody>,
 }
 
-/// The body of an answer. With a credential it is decoded here, because an encoded one cannot be
-/// searched.
+/// The body of an answer. With a credential, the body is decoded here, because an encoded one
+/// cannot be searched.
 pub(super) struct AnswerBody {
     body: Incoming,
     decoder: Decoder,
     scrubber: Option<Scrubber>,
-    /// The tenant's turn to decode and search.
+    /// The tenant's permit to decode and search.
     turn: Arc<Semaphore>,
 }
 
-/// What takes the values out of a body.
+/// Removes the values from a body.
 struct Scrubber {
     scrubber: BodyScrubber,
     watch: Watch,
-    /// Others may share it while it is held.
+    /// Other calls may share the searcher while it is held.
     _searcher: Arc<Shared>,
 }
 
@@ -51,7 +50,7 @@ enum Decoder {
     Gzip {
         gunzip: Box<Gunzip>,
         input: Bytes,
-        /// There is more to decode before the upstream is asked for more.
+        /// More can be decoded before the upstream is asked for more.
         more: bool,
     },
 }
@@ -59,14 +58,14 @@ enum Decoder {
 /// How the delivery of a body ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Delivered {
-    /// All of it is sent.
+    /// All of the body is sent.
     Whole,
-    /// The worker wants no more of it.
+    /// The worker does not want the rest.
     Unwanted,
 }
 
 impl Answer {
-    /// From what the upstream sent.
+    /// Makes an answer from the upstream's response.
     pub(super) async fn new(
         response: http::Response<Incoming>,
         credentialed: Option<Credentialed>,
@@ -107,7 +106,7 @@ impl AnswerBody {
     /// Sends the body to the worker. The caller ends it by dropping the future.
     ///
     /// # Errors
-    /// The body cannot be delivered to its end, and the worker has had a part of it.
+    /// The body cannot be delivered completely, and the worker has got a part of it.
     pub(super) async fn deliver(mut self, out: &mut SendBody) -> Result<Delivered, Refused> {
         loop {
             let piece = tokio::select! {
@@ -125,7 +124,7 @@ impl AnswerBody {
         }
     }
 
-    /// What the function may see of a piece, or of what was held back when the body has ended.
+    /// The visible part of a piece, or of the bytes that were held back when the body has ended.
     async fn scrub(&mut self, piece: Option<Bytes>) -> Result<Bytes, Refused> {
         let Some(Scrubber {
             scrubber, watch, ..
@@ -149,8 +148,8 @@ impl AnswerBody {
             };
             visible.extend_from_slice(&part.map_err(unsearchable)?);
             watch.count(&scrubber.take_matches()).await?;
-            // Pieces that have come already are ready at once: other tasks of this thread go in
-            // between.
+            // Pieces that have arrived already are ready at once, so other tasks of this thread get
+            // a chance to run.
             tokio::task::yield_now().await;
             if rest.is_none_or(<[u8]>::is_empty) {
                 return Ok(visible.freeze());
@@ -196,7 +195,8 @@ impl Decoder {
                 if !output.is_empty() {
                     return Ok(Some(output.into()));
                 }
-                // What makes nothing can be made long: other tasks of this thread go in between.
+                // Input without output can be long, so other tasks of this thread get a chance to
+                // run.
                 tokio::task::yield_now().await;
             }
             match received(body).await? {
@@ -222,15 +222,12 @@ async fn received(body: &mut Incoming) -> Result<Option<Bytes>, Refused> {
     loop {
         let frame = tokio::time::timeout(BODY_TIMEOUT, body.frame()).await;
         let frame = frame.map_err(|_| {
-            Refused::new(
-                CallCode::UpstreamTimeout,
-                "the upstream's answer did not go on in time",
-            )
+            Refused::new(CallCode::UpstreamTimeout, "the upstream's answer stalled")
         })?;
         let Some(frame) = frame else {
             return Ok(None);
         };
-        // Only our own words: a library's error might quote what was sent.
+        // The text is our own, because a library's error might quote what was sent.
         let frame = frame.map_err(|_| {
             Refused::new(
                 CallCode::UpstreamFailed,
@@ -243,7 +240,7 @@ async fn received(body: &mut Incoming) -> Result<Option<Bytes>, Refused> {
     }
 }
 
-/// What the function may see of an answer's head, and how often that held each value.
+/// The visible fields of an answer's head, and how often the head held each value.
 fn visible_head(
     parts: &http::response::Parts,
     credentialed: Option<&Credentialed>,
@@ -278,7 +275,7 @@ fn unsearchable(error: TooCostly) -> Refused {
     Refused::new(CallCode::UpstreamUnsearchable, error.to_string())
 }
 
-/// The body is shown decoded, so its encoding is not.
+/// The body is delivered decoded, so its content encoding is removed.
 fn is_shown(rules: CredentialedRules, name: &str) -> bool {
     name != "content-encoding" && rules.shows(name)
 }

@@ -13,18 +13,18 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::share::Permit;
 
-/// A channel's body as hyper wants it. A declared length makes hyper send `Content-Length` and hold
-/// the function to it.
+/// A body from a channel, as hyper's `Body`. A declared length makes hyper send `Content-Length`
+/// and hold the function to that length.
 ///
-/// hyper owns the body, and over HTTP/2 an upstream that gives no credit keeps it: so the body
+/// hyper owns the body. An HTTP/2 upstream that gives no credit makes hyper keep it, so the body
 /// holds the call's permit too.
 pub(super) struct CallBody {
-    /// `None`: without a body from the beginning.
+    /// `None`: the request has no body.
     body: Option<RecvBody>,
     length: Option<u64>,
     ended: bool,
     sent: Arc<AtomicBool>,
-    /// The call is over, and with it the body.
+    /// Cancelled when the call is over; the body ends then too.
     over: Pin<Box<WaitForCancellationFutureOwned>>,
     _permit: Arc<Permit>,
 }
@@ -47,7 +47,7 @@ impl CallBody {
         }
     }
 
-    /// No body.
+    /// An empty body.
     pub(super) fn empty(over: &CancellationToken, permit: Arc<Permit>) -> Self {
         Self {
             body: None,
@@ -59,7 +59,7 @@ impl CallBody {
         }
     }
 
-    /// Set when all of the body has been handed to hyper.
+    /// A flag that is set when all of the body has been handed to hyper.
     pub(super) fn sent(&self) -> Arc<AtomicBool> {
         self.sent.clone()
     }
@@ -87,7 +87,7 @@ impl Body for CallBody {
         if let Poll::Ready(Some(Ok(bytes))) = &piece
             && let Some(left) = &mut self.length
         {
-            // More than was declared: the connection is not to carry it.
+            // The function sent more than it declared: the connection must not carry the excess.
             let Some(rest) = left.checked_sub(bytes.len() as u64) else {
                 return Poll::Ready(Some(Err(StreamError::Reset(RESET_CANCELLED))));
             };

@@ -1,9 +1,9 @@
-//! Ending what a call has begun when the call is over.
+//! Cuts off what a call has begun when the call is over.
 //!
-//! hyper notices a request that nobody waits for when it next looks at it, which over HTTP/1.1 is
-//! not before the body has been sent: an upstream that stops reading would hold the connection for
-//! as long as it likes. So each HTTP/1.1 connection can be cut from outside; its only call does so
-//! unless it came to its proper end.
+//! hyper notices an abandoned request only when it next polls it, which over HTTP/1.1 is not before
+//! the body has been sent: an upstream that stops reading could hold the connection without limit.
+//! So each HTTP/1.1 connection can be cut from outside; its only call does so unless its exchange
+//! is complete.
 
 use std::io;
 use std::sync::Arc;
@@ -19,21 +19,21 @@ struct State {
     is_cut: AtomicBool,
     /// The last write had to wait for the upstream to read.
     is_blocked: AtomicBool,
-    /// A write has failed: the upstream reads no more.
+    /// A write has failed: the upstream no longer reads.
     is_deaf: AtomicBool,
     /// Bytes that the upstream has sent.
     received: AtomicU64,
-    /// How many of them belong to exchanges that are complete.
+    /// The part of them that belongs to complete exchanges.
     answered: AtomicU64,
     waker: AtomicWaker,
 }
 
-/// A connection's end of the wire cutter: it fails once cut.
+/// The connection's end of the cutter: it fails once cut.
 #[derive(Debug, Default)]
 pub(super) struct Cut(Arc<State>);
 
 impl Cut {
-    /// Checks before each use of the connection, and has its task woken when it is cut.
+    /// Checks before each use of the connection, and registers its task to be woken when it is cut.
     ///
     /// # Errors
     /// The connection has been cut.
@@ -55,9 +55,10 @@ impl Cut {
         self.0.is_deaf.load(Ordering::Acquire)
     }
 
-    /// Notes whether a write had to wait, or failed, and hands its result on. In place of an error it gives `instead`: an
-    /// upstream that reads no more may have answered before (RFC 9112, section 9.6), and hyper would give that answer up.
-    /// Reading finds the answer, or the end of the connection.
+    /// Records whether a write had to wait, or failed, and passes its result on. It returns
+    /// `instead` in place of an error: an upstream that no longer reads may have answered before
+    /// (RFC 9112, section 9.6), and hyper would discard that answer. Reading finds the answer, or
+    /// the end of the connection.
     pub(super) fn wrote<T>(&self, result: Poll<io::Result<T>>, instead: T) -> Poll<io::Result<T>> {
         self.0
             .is_blocked
@@ -71,13 +72,13 @@ impl Cut {
         }
     }
 
-    /// Notes that the upstream has sent so many bytes.
+    /// Records that the upstream has sent so many bytes.
     pub(super) fn received(&self, bytes: usize) {
         self.0.received.fetch_add(bytes as u64, Ordering::AcqRel);
     }
 }
 
-/// The call's end, which travels with the connection's description.
+/// The call's end of the cutter, stored in the connection's description.
 #[derive(Debug, Clone)]
 pub(super) struct CutWhenOver(Arc<State>);
 
@@ -88,10 +89,10 @@ impl CutWhenOver {
 }
 
 /// Belongs to a call. When it is dropped, the request's body ends, and so does the connection,
-/// unless the exchange was complete both ways.
+/// unless the exchange was complete in both directions.
 pub(super) struct Exchange {
     connection: CaptureConnection,
-    /// Set when the request's body has gone out.
+    /// Set when the request's body has been sent.
     sent: Arc<AtomicBool>,
     _ends_body: DropGuard,
     is_answered: bool,
@@ -116,8 +117,8 @@ impl Exchange {
         self.is_answered = true;
     }
 
-    /// Whether the request went out on a connection that had carried another one before, and on which no byte has come
-    /// since: the upstream may have closed it before it had read the request.
+    /// Whether the request was sent on a connection that had carried another one before, and on
+    /// which no byte has come since: the upstream may have closed it before it read the request.
     pub(super) fn was_stale(&self) -> bool {
         self.state().is_some_and(|state| {
             let answered = state.answered.load(Ordering::Acquire);
@@ -125,7 +126,7 @@ impl Exchange {
         })
     }
 
-    /// Of the HTTP/1.1 connection that carries the request, once there is one.
+    /// The state of the HTTP/1.1 connection that carries the request, once there is one.
     fn state(&self) -> Option<Arc<State>> {
         let mut extras = http::Extensions::new();
         if let Some(connected) = self.connection.connection_metadata().as_ref() {
@@ -142,8 +143,8 @@ impl Drop for Exchange {
         let Some(state) = self.state() else {
             return;
         };
-        // An upstream may answer early and never read the rest, which hyper may have taken from us
-        // already.
+        // An upstream may answer early and never read the rest of the body, which hyper may have
+        // taken from us already.
         let is_complete = self.is_answered
             && self.sent.load(Ordering::Acquire)
             && !state.is_deaf.load(Ordering::Acquire)

@@ -1,4 +1,4 @@
-//! Dialling: resolve, check, connect to the address that was checked, TLS.
+//! Dials upstreams: resolve, check, connect to the checked address, TLS.
 
 use std::error::Error as _;
 use std::future::Future;
@@ -23,14 +23,14 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::Refused;
 use super::cut::{Cut, CutWhenOver};
+use super::refused::Refused;
 use super::resolve::Resolving;
 
-/// Until a connection stands, TLS included, for each address that is tried.
+/// Time until a connection is established, TLS included, for each address that is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Whom to trust.
+/// The trusted certificate authorities.
 pub(crate) struct Trust {
     own: Arc<RootCertStore>,
 }
@@ -51,7 +51,7 @@ impl Trust {
         }
         if roots.is_empty() {
             tracing::warn!(
-                "no certificate authority is trusted: only slots with a `ca` of their own reach anybody"
+                "no certificate authority is trusted: only slots with a `ca` of their own can reach an upstream"
             );
         }
         Ok(Self {
@@ -59,7 +59,7 @@ impl Trust {
         })
     }
 
-    /// A client of its own for each pool: session tickets are not shared between tenants.
+    /// Makes a TLS client for one pool, so that session tickets are not shared between tenants.
     pub(crate) fn client(&self, ca: Option<&str>) -> Result<TlsConnector, Refused> {
         let roots = match ca {
             None => self.own.clone(),
@@ -101,7 +101,7 @@ fn add_pem(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// Connects to one host, whatever the URI says: the policy has judged this host and no other.
+/// Connects to one host, whatever the URI names: the policy has judged this host alone.
 #[derive(Clone)]
 pub(crate) struct Dialer {
     host: HostName,
@@ -151,7 +151,7 @@ impl Dialer {
                 Err(_) => {
                     last = Refused::new(
                         CallCode::UpstreamTimeout,
-                        format!("{} did not take the connection in time", self.host),
+                        format!("{} did not accept the connection in time", self.host),
                     );
                 }
             }
@@ -201,10 +201,10 @@ impl tower::Service<http::Uri> for Dialer {
     }
 }
 
-/// A connection.
+/// A connection to an upstream.
 pub(crate) struct Dialled {
     stream: Stream,
-    /// Calls share the connection.
+    /// Whether calls share the connection (HTTP/2).
     is_h2: bool,
     cut: Cut,
 }
@@ -237,11 +237,11 @@ impl Drop for Dialled {
             Stream::Clear(stream) => stream,
             Stream::Tls(stream) => stream.get_ref().0,
         };
-        // What an upstream does not read would otherwise stay in the kernel's memory for as long as
-        // the upstream likes.
+        // Otherwise the kernel would keep data that an upstream does not read as long as the
+        // upstream wants.
         let reset = rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO));
         if let Err(error) = reset {
-            tracing::debug!(%error, "a connection that was cut ends without a reset");
+            tracing::debug!(%error, "cannot set a reset at close; a connection that is cut ends without one");
         }
     }
 }
@@ -322,7 +322,7 @@ impl AsyncWrite for Dialled {
     }
 }
 
-/// What a failed call means to the function. Only our own words: a library's error might quote what
+/// The refusal of a failed call. The text is our own, because a library's error might quote what
 /// was sent.
 pub(crate) fn refusal(error: &hyper_util::client::legacy::Error) -> Refused {
     let mut source = error.source();
@@ -349,7 +349,8 @@ mod tests {
 
     use super::*;
 
-    /// A connection whose far end has answered, and is gone with a reset before a byte of the request was written.
+    /// A connection whose upstream has answered, and reset it before a byte of the request was
+    /// written.
     async fn answered_and_reset() -> TokioIo<Dialled> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).await;

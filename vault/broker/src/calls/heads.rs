@@ -1,27 +1,27 @@
 //! Which header fields pass between a function and an upstream, beyond what
 //! [`casemate_vault_core::slot`] decides.
 //!
-//! An answer to a call with a credential is searched for the credential, and what was found is
-//! replaced. Whatever else tells what stood there (a length, a digest, a part of the body) would
-//! undo that. The lists below are reviewed data.
+//! An answer to a call with a credential is searched for the credential, and each match is
+//! replaced. Any other data that reveals the replaced text (a length, a digest, a part of the body)
+//! would undo that. The lists below are reviewed data.
 
 use casemate_wire::CallCode;
 use http::header::{CONTENT_ENCODING, TRANSFER_ENCODING};
 use http::{HeaderMap, StatusCode, Version};
 
-use super::Refused;
+use super::refused::Refused;
 
-/// The loop header of RFC 8586. The function's own is dropped.
+/// The loop header of RFC 8586. The function's own value is dropped.
 pub(super) const CDN_LOOP: &str = "cdn-loop";
-/// How many nodes a request has passed; the gateway counts it from `CDN-Loop` and the worker hands
-/// it on.
+/// Number of nodes that a request has passed; the gateway reads it from `CDN-Loop` and the worker
+/// forwards it.
 const HOPS: &str = ":hops";
-/// What a missing or unreadable [`HOPS`] counts as: the last hop that a gateway lets through, so
-/// that a worker that was taken over cannot begin a loop that never ends.
+/// The value of a missing or unreadable [`HOPS`]: the last hop that a gateway accepts, so that a
+/// taken-over worker cannot begin an endless loop.
 const UNKNOWN_HOPS: u8 = 7;
 
-/// Request fields that ask for a part of an answer, and why each is one. A function could otherwise
-/// read a reflected credential in parts too short to be recognised.
+/// Request fields that ask for a part of an answer, with the reason for each. A function could
+/// otherwise read a reflected credential in parts too short to be recognised.
 const PARTS: &[(&str, &str)] = &[
     ("range", "RFC 9110, section 14.2"),
     ("if-range", "RFC 9110, section 13.1.5"),
@@ -36,8 +36,8 @@ const PARTS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Request fields whose answer says whether the function knows the answer's digest or date, and
-/// which only spare a transfer where the method changes nothing.
+/// Request fields whose answer reveals whether the function knows the answer's digest or date.
+/// Where the method changes nothing, they only save a transfer.
 const CONDITIONS: &[&str] = &[
     "if-match",
     "if-none-match",
@@ -45,8 +45,7 @@ const CONDITIONS: &[&str] = &[
     "if-unmodified-since",
 ];
 
-/// Fields of an answer that tell something about its body as it was before the credential was
-/// replaced.
+/// Fields of an answer that reveal something about its body before the credential was replaced.
 const LENGTHS_AND_DIGESTS: &[(&str, &str)] = &[
     (
         "content-digest",
@@ -90,7 +89,7 @@ const LENGTHS_AND_DIGESTS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Beginnings of names of fields with digests.
+/// Prefixes of names of fields with digests.
 const DIGEST_PREFIXES: &[(&str, &str)] = &[
     (
         "x-amz-checksum-",
@@ -99,8 +98,8 @@ const DIGEST_PREFIXES: &[(&str, &str)] = &[
     ("x-checksum-", "checksums of package registries"),
 ];
 
-/// Fields of an answer that belong to range requests, or that most servers derive from the body. A
-/// credential that declares `ranges` gets them.
+/// Fields of an answer that belong to range requests, or that most servers derive from the body.
+/// Only a credential that declares `ranges` gets them.
 const RANGES_AND_VALIDATORS: &[(&str, &str)] = &[
     ("accept-ranges", "invites requests that are not forwarded"),
     (
@@ -126,7 +125,7 @@ const HOP_BY_HOP: &[&str] = &[
     "upgrade",
 ];
 
-/// What a call with a credential may do beyond the plain exchange.
+/// What a call with a credential may use beyond a plain exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CredentialedRules {
     /// The release declares that it needs range requests and validators.
@@ -138,15 +137,15 @@ fn is_in(list: &[(&str, &str)], name: &str) -> bool {
 }
 
 impl CredentialedRules {
-    /// Whether a field of the function's request goes to the upstream.
+    /// Whether a field of the function's request is sent to the upstream.
     ///
-    /// Conditions are dropped where the method changes nothing: the answer then comes in full.
-    /// Before a change they are kept, because a guarded write must not become an unguarded one, and
-    /// may name one entity tag at most: the upstream says whether a tag is right, and a list would
-    /// test a guess with each tag.
+    /// Conditions are dropped where the method changes nothing: the answer then comes in full. For
+    /// a change they are kept, because a guarded write must not become an unguarded one. They may
+    /// name one entity tag at most: the upstream confirms a right tag, and a list would test a
+    /// guess with each tag.
     ///
     /// # Errors
-    /// A condition with several entity tags.
+    /// A condition names several entity tags.
     pub(super) fn sends(self, method: &str, name: &str, value: &[u8]) -> Result<bool, Refused> {
         let name = name.to_ascii_lowercase().replace('_', "-");
         if self.ranges {
@@ -178,10 +177,10 @@ impl CredentialedRules {
             && (self.ranges || !is_in(RANGES_AND_VALIDATORS, name))
     }
 
-    /// Checks that the answer is a whole one, unless parts were declared.
+    /// Checks that the answer is a whole one, unless ranges were declared.
     ///
     /// # Errors
-    /// It is a part.
+    /// The answer is a part.
     pub(super) fn check_status(self, status: StatusCode) -> Result<(), Refused> {
         let is_part = matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::IM_USED);
         if is_part && !self.ranges {
@@ -196,7 +195,7 @@ impl CredentialedRules {
     }
 }
 
-/// The loop header that goes out with a call.
+/// The loop header for a call.
 pub(super) fn cdn_loop(fields: &casemate_wire::Fields) -> String {
     let hops = fields
         .text(HOPS)
@@ -210,12 +209,11 @@ pub(super) fn is_hop_by_hop(name: &str) -> bool {
     HOP_BY_HOP.contains(&name)
 }
 
-/// Checks that the body is coded by nothing below its content encoding: hyper undoes `chunked` and
-/// nothing else, so any other transfer coding would reach the function unsearched and without a
-/// label.
+/// Checks that the body has no transfer coding except `chunked`: hyper decodes `chunked` and
+/// nothing else, so any other coding would reach the function unsearched and unlabelled.
 ///
 /// # Errors
-/// Any other coding, or any at all over HTTP/2, which has none (RFC 9113, section 8.2.2).
+/// There is another coding, or any at all over HTTP/2, which has none (RFC 9113, section 8.2.2).
 pub(super) fn check_transfer_encoding(
     version: Version,
     headers: &HeaderMap,
@@ -249,11 +247,12 @@ pub(super) enum ContentEncoding {
 }
 
 impl ContentEncoding {
-    /// Of an answer to a call with a credential, which asks for gzip and nothing else (RFC 9110,
-    /// section 8.4.1).
+    /// The content encoding of an answer to a call with a credential, which asks for gzip and
+    /// nothing else (RFC 9110, section 8.4.1).
     ///
     /// # Errors
-    /// Any other encoding, or several: the body could not be searched for the credential.
+    /// The answer has another encoding, or several: the body could not be searched for the
+    /// credential.
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, Refused> {
         let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
         let encoding = match (encodings.next(), encodings.next()) {

@@ -1,23 +1,14 @@
-//! Calls under way, and what each rests on: a call ends when that is withdrawn.
+//! Calls under way, and the statements that each depends on: a call ends when one of these is
+//! withdrawn.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use casemate_trust::id::{Digest, TenantId};
-use casemate_trust::name::Name;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
-use super::Refused;
-use super::prepare::SecretKey;
-
-/// What a call rests on.
-#[derive(Debug, Clone)]
-pub(super) struct Authority {
-    pub(super) tenant: TenantId,
-    pub(super) function: Name,
-    pub(super) release: Digest,
-    pub(super) secret: Option<SecretKey>,
-}
+use super::authority::Authority;
+use super::refused::Refused;
 
 #[derive(Debug, Default)]
 struct Entries {
@@ -29,7 +20,7 @@ struct Entries {
 #[derive(Debug, Default)]
 pub(super) struct InFlight(Mutex<Entries>);
 
-/// One call under way; dropping it takes the call off the list.
+/// A call under way; dropping it removes the call from the list.
 #[derive(Debug)]
 pub(super) struct Registered {
     list: Arc<InFlight>,
@@ -38,11 +29,11 @@ pub(super) struct Registered {
 }
 
 impl Registered {
-    /// Waits until what the call rests on is withdrawn.
+    /// Waits until a statement on which the call depends is withdrawn.
     pub(super) async fn ended(&mut self) -> Refused {
         match (&mut self.ended).await {
             Ok(refused) => refused,
-            // The list is never dropped before its calls: each holds it.
+            // The list is never dropped before its calls, because each holds it.
             Err(_) => std::future::pending().await,
         }
     }
@@ -55,8 +46,8 @@ impl Drop for Registered {
 }
 
 impl InFlight {
-    /// Lists a call. The caller still holds the lock under which it decided: no withdrawal comes
-    /// between.
+    /// Adds a call to the list. The caller still holds the lock under which it decided, so that no
+    /// withdrawal comes in between.
     pub(super) fn register(self: &Arc<Self>, authority: Authority) -> Registered {
         let (end, ended) = oneshot::channel();
         let mut entries = self.entries();
@@ -70,7 +61,7 @@ impl InFlight {
         }
     }
 
-    /// Ends the calls for which `check` says why.
+    /// Ends the calls for which `check` returns a reason.
     pub(super) fn end_where(&self, check: impl Fn(&Authority) -> Result<(), Refused>) {
         let mut entries = self.entries();
         let mut over = Vec::new();
@@ -81,13 +72,13 @@ impl InFlight {
         }
         for (id, refused) in over {
             if let Some((_, end)) = entries.calls.remove(&id) {
-                // The call may have ended in this moment.
+                // The call may have ended at this moment.
                 let _heard = end.send(refused);
             }
         }
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }

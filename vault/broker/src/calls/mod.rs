@@ -1,13 +1,17 @@
-//! Outgoing calls: each worker's channel is served by what its function's release allows, and by
-//! nothing that a message claims.
+//! Outgoing calls: each worker's channel is served by the release of its function, whatever its
+//! messages claim.
 
 mod answer;
+mod authority;
 mod body;
+mod caller;
+mod capacity;
 mod cut;
 mod dial;
 mod heads;
 mod in_flight;
 mod prepare;
+mod refused;
 mod resolve;
 mod searchers;
 mod share;
@@ -16,7 +20,7 @@ mod watch;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_channel::{Incoming, SendBody, fair};
@@ -26,71 +30,25 @@ use casemate_trust::name::Name;
 use casemate_wire::control::vault::Event;
 use casemate_wire::control::{FunctionKey, WorkerId};
 use casemate_wire::{CallCode, Fields, RESET_ABANDONED, RequestHead, ResponseHead};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::control::cut as cut_text;
+use crate::text::cut as cut_text;
 use crate::vault::{State, Vault};
 use answer::{Answer, Delivered};
+use authority::SecretKey;
+use caller::Caller;
+use capacity::{Capacity, MAX_CALLS};
 use in_flight::{InFlight, Registered};
-use prepare::{Credentialed, Prepared, SecretKey};
+use prepare::Prepared;
+use refused::Refused;
 use searchers::{Searchers, Values};
 use share::{Admission, MAX_WAIT, Permit};
-use upstream::{InUse, MAX_IDLE, MAX_POOLS, Place, Upstreams};
+use upstream::{InUse, Place, Upstreams};
+use watch::Credentialed;
 
-/// Calls at a time, when there are descriptors enough.
-const MAX_CALLS: usize = 700;
-/// Descriptors of a call: its connection, and a resolver's socket before that.
-const DESCRIPTORS_OF_A_CALL: usize = 2;
-
-/// How the descriptors of the process are shared out: a quarter to calls, half to connections that
-/// wait for one, and a quarter to workers' channels and everything else. So a vault that may hold
-/// few does less, and fails at nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Room {
-    /// Calls at a time.
-    calls: usize,
-    /// Connections that wait, in each pool; with none, every call dials.
-    idle: usize,
-}
-
-impl Room {
-    fn within(descriptors: u64) -> Self {
-        let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
-        Self {
-            calls: (descriptors / 4 / DESCRIPTORS_OF_A_CALL).clamp(1, MAX_CALLS),
-            idle: (descriptors / 2 / MAX_POOLS).min(MAX_IDLE),
-        }
-    }
-}
-
-/// Why a call got no answer from its upstream. The function reads code and message.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub(crate) struct Refused {
-    pub(crate) code: CallCode,
-    pub(crate) message: String,
-}
-
-impl Refused {
-    pub(crate) fn new(code: CallCode, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-        }
-    }
-}
-
-/// Whose channel it is: decided when it was handed over, by the descriptor.
-#[derive(Debug)]
-pub(crate) struct Caller {
-    pub(crate) tenant: TenantId,
-    pub(crate) function: Name,
-    pub(crate) release: Digest,
-    key: FunctionKey,
-}
-
-/// Serves workers' channels.
+/// Serves workers' channels. The vault's main loop owns it and passes it each new channel.
 pub(crate) struct Calls {
     vault: Arc<Vault>,
     upstreams: Upstreams,
@@ -108,7 +66,7 @@ struct Answered {
     under_way: UnderWay,
 }
 
-/// What a call holds until it is over.
+/// The resources of a call until it is over.
 struct UnderWay {
     registered: Registered,
     exchange: cut::Exchange,
@@ -135,14 +93,14 @@ impl UnderWay {
 }
 
 impl Calls {
-    /// Ready to call, in a process that may hold so many descriptors.
+    /// Makes the service for a process that may hold so many descriptors.
     pub(crate) fn new(
         config: &Config,
         descriptors: u64,
         vault: Arc<Vault>,
         events: Arc<fair::Queue<TenantId, Event>>,
     ) -> Result<Self, String> {
-        let Room { calls, idle } = Room::within(descriptors);
+        let Capacity { calls, idle } = Capacity::within(descriptors);
         if calls < MAX_CALLS {
             tracing::warn!(
                 descriptors,
@@ -192,33 +150,33 @@ impl Calls {
                 }
             };
             // Calls are taken out of the channel at once: how many of them wait, and for how long,
-            // is the tenant's affair and no other's.
+            // depends on their tenant alone.
             while let Some(incoming) = acceptor.accept().await {
                 let (calls, caller) = (calls.clone(), caller.clone());
                 tokio::spawn(async move { calls.call(&caller, incoming).await });
             }
         });
-        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut workers = self.workers.lock();
         workers.retain(|_, task| !task.is_finished());
         workers.insert(worker, task.abort_handle());
     }
 
     /// The worker's process has ended.
     pub(crate) fn gone(&self, worker: WorkerId) {
-        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut workers = self.workers.lock();
         if let Some(task) = workers.remove(&worker) {
             task.abort();
         }
     }
 
-    /// Ends calls that rest on what was withdrawn, has expired or needs a lease that is over;
-    /// closes their connections and forgets their credentials. Connections that carry no
-    /// credential are looked at for the tenants whose manifests have changed: nothing else
-    /// withdraws them, and a tenant may have thousands of rules.
+    /// Ends calls that depend on a withdrawn or expired statement, or on a lease that is over;
+    /// closes their connections and forgets their credentials. Connections without a credential are
+    /// checked for the tenants whose manifests have changed: nothing else withdraws them, and a
+    /// tenant may have thousands of rules.
     pub(crate) fn close_what_is_withdrawn(&self, changed: &[TenantId]) {
         let state = self.vault.read();
         self.in_flight.end_where(|authority| {
-            let (tenant, _) = prepare::authorised(
+            let (tenant, _) = authority::authorised(
                 &state,
                 &authority.tenant,
                 &authority.function,
@@ -248,7 +206,7 @@ impl Calls {
         tenant: &TenantState,
         (name, digest): &SecretKey,
     ) -> Result<(), Refused> {
-        let (listed, _) = prepare::usable(&self.vault, state, tenant, name)?;
+        let (listed, _) = authority::usable(&self.vault, state, tenant, name)?;
         if listed == *digest {
             return Ok(());
         }
@@ -256,7 +214,7 @@ impl Calls {
         Err(Refused::new(CallCode::CredentialWithdrawn, message))
     }
 
-    /// For the status page.
+    /// The state for the status page.
     pub(crate) fn describe(&self) -> serde_json::Value {
         let mut description = self.upstreams.describe();
         let (calls, waiting) = self.admission.describe();
@@ -276,7 +234,8 @@ impl Calls {
         let request = head.fields.text(":request").map(ToOwned::to_owned);
         let answered = tokio::select! {
             answered = self.answer(caller, head, body) => answered,
-            // Nobody wants the answer: the connection is dropped, and with it what was under way.
+            // The answer is not wanted any more: the connection is dropped, with everything under
+            // way on it.
             () = reply.cancelled() => return,
         };
         match answered {
@@ -298,7 +257,7 @@ impl Calls {
         }
     }
 
-    /// Puts a refusal into the function's own log.
+    /// Logs a refusal in the function's own log.
     fn record(&self, caller: &Caller, request: Option<String>, refused: &Refused) {
         let Refused { code, message } = refused;
         let code = code.name();
@@ -376,7 +335,7 @@ impl Calls {
     }
 }
 
-/// Sends an answer's body to the worker, for as long as the call may take.
+/// Sends an answer's body to the worker, within the call's time limit.
 async fn deliver(
     answer: Answer,
     mut under_way: UnderWay,
@@ -403,7 +362,7 @@ async fn deliver(
     Ok(())
 }
 
-/// What a head holds while its call waits.
+/// Memory of a head while its call waits.
 fn head_bytes(head: &RequestHead) -> usize {
     let fields = head.fields.iter();
     let fields: usize = fields.map(|(name, value)| name.len() + value.len()).sum();
@@ -423,35 +382,4 @@ fn is_declared(state: &State, place: &Place) -> bool {
     rules.any(|rule| {
         rule.scheme == place.scheme && rule.host == place.host && rule.port == place.port
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn calls_and_waiting_connections_leave_a_quarter_of_the_descriptors_to_the_rest() {
-        let all = Room {
-            calls: MAX_CALLS,
-            idle: MAX_IDLE,
-        };
-        assert_eq!(
-            Room::within(65_536),
-            all,
-            "the most that is asked for is enough"
-        );
-        assert_eq!(Room::within(u64::MAX), all);
-        assert_eq!(
-            Room::within(1024),
-            Room {
-                calls: 128,
-                idle: 0
-            }
-        );
-        assert_eq!(Room::within(0).calls, 1);
-        for limit in 8..100_000 {
-            let Room { calls, idle } = Room::within(limit as u64);
-            assert!(calls > 0 && calls * DESCRIPTORS_OF_A_CALL + idle * MAX_POOLS <= limit * 3 / 4);
-        }
-    }
 }

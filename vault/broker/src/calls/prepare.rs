@@ -1,16 +1,16 @@
-//! From what a worker asks to the bytes that go on the wire.
+//! From a worker's request to the bytes for the upstream.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use casemate_channel::RecvBody;
-use casemate_trust::id::{Digest, TenantId};
-use casemate_trust::judge::{Standing, TenantState};
-use casemate_trust::name::Identifier;
-use casemate_trust::release::{Credential, Release};
-use casemate_trust::secret::{Secret, SecretValue};
-use casemate_vault_core::egress::{Denial, decide};
+use casemate_trust::ceiling::EgressCeiling;
+use casemate_trust::id::Digest;
+use casemate_trust::judge::TenantState;
+use casemate_trust::release::{Credential, Slot};
+use casemate_trust::secret::SecretValue;
+use casemate_vault_core::egress::{Allowed, Denial, decide};
 use casemate_vault_core::slot::{Outgoing, fill};
 use casemate_wire::{CallCode, RequestHead};
 use http::uri::{Authority as UriAuthority, PathAndQuery, Scheme as UriScheme};
@@ -20,39 +20,38 @@ use hyper_util::client::legacy::connect::capture_connection;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
+use super::authority::{Authority, SecretKey, authorised, usable};
 use super::body::CallBody;
+use super::caller::Caller;
 use super::cut::Exchange;
 use super::heads::{self, CredentialedRules};
-use super::in_flight::{Authority, InFlight, Registered};
-use super::searchers::{Shared, Values};
+use super::in_flight::{InFlight, Registered};
+use super::refused::Refused;
+use super::searchers::Values;
 use super::share::Permit;
 use super::upstream::Place;
 use super::watch::Watch;
-use super::{Caller, Refused};
-use crate::clock;
 use crate::vault::{State, Vault};
 
-/// A secret's name and the digest of its sealed object.
-pub(crate) type SecretKey = (Identifier, Digest);
-
-/// A call that may go.
+/// A call that was admitted by policy.
 pub(super) struct Prepared {
     pub(super) request: Request<CallBody>,
-    /// The same once more, if it may be sent again.
+    /// A copy of the request, if it may be sent again.
     pub(super) again: Option<Again>,
     pub(super) place: Place,
-    /// Where the release declares a credential for the host.
+    /// The secrets to search the answer for, where the release declares a credential for the host.
     pub(super) watch: Option<(Watch, Values)>,
-    /// How long the call may take.
+    /// The call's time limit.
     pub(super) lifetime: Duration,
     pub(super) registered: Registered,
     pub(super) exchange: Exchange,
     /// The body holds it too: hyper drops a body that has been sent, and keeps one that an upstream
-    /// does not take.
+    /// does not read.
     pub(super) permit: Arc<Permit>,
 }
 
-/// A request that an upstream may be sent twice: without a body, and idempotent (RFC 9110, section 9.2.2).
+/// A request that may be sent to an upstream twice: without a body, and idempotent (RFC 9110,
+/// section 9.2.2).
 pub(super) struct Again {
     head: Request<()>,
     permit: Arc<Permit>,
@@ -73,7 +72,7 @@ impl Again {
         })
     }
 
-    /// The request, and what it holds until it is over.
+    /// The request, and its resources until it is over.
     pub(super) fn request(self) -> (Request<CallBody>, Exchange) {
         let over = CancellationToken::new();
         let body = CallBody::empty(&over, self.permit);
@@ -84,16 +83,8 @@ impl Again {
     }
 }
 
-/// What holds for an answer that is searched.
-pub(super) struct Credentialed {
-    pub(super) watch: Watch,
-    /// `None`: every secret is too short to be searched for.
-    pub(super) searcher: Option<Arc<Shared>>,
-}
-
 /// Decides by the release that belongs to the channel, opens the secret, and builds the request.
 /// The call is listed as under way before the lock is released that a withdrawal needs.
-#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(super) fn prepare(
     vault: &Vault,
     in_flight: &Arc<InFlight>,
@@ -119,18 +110,7 @@ pub(super) fn prepare(
     let host = &allowed.target.host;
     let watch = Watch::new(vault, &state, tenant, caller, release, host)?;
     let rules = watch.as_ref().map(|(watch, _)| watch.rules);
-    let fields = sent_fields(head, rules)?;
-    let mut outgoing = fill(
-        &allowed.target,
-        fields.into_iter(),
-        slot,
-        allowed.limited,
-        rules.is_some(),
-    );
-    let cdn_loop = Bytes::from(heads::cdn_loop(&head.fields));
-    outgoing
-        .fields
-        .push((heads::CDN_LOOP.to_owned(), cdn_loop, false));
+    let outgoing = outgoing(head, &allowed, slot, rules)?;
 
     let length = head
         .fields
@@ -160,15 +140,7 @@ pub(super) fn prepare(
         release: caller.release,
         secret: secret.clone(),
     });
-    let place = Place {
-        tenant: caller.tenant,
-        scheme: target.scheme,
-        host: target.host.clone(),
-        port: target.port,
-        secret,
-        ca: allowed.ca.map(ToOwned::to_owned),
-        private: ceiling.map(|ceiling| ceiling.private_networks.clone()),
-    };
+    let place = place(caller, &allowed, secret, ceiling);
     Ok(Prepared {
         request,
         again,
@@ -181,26 +153,8 @@ pub(super) fn prepare(
     })
 }
 
-/// The release of a channel, while its tenant's newest manifest lists it.
-pub(super) fn authorised<'a>(
-    state: &'a State,
-    tenant: &TenantId,
-    function: &casemate_trust::name::Name,
-    release: &Digest,
-) -> Result<(&'a TenantState, &'a Release), Refused> {
-    let found = state.judge.tenant(tenant).and_then(|tenant| {
-        let release = tenant.may_run(function, release)?;
-        Some((tenant, release.as_ref()))
-    });
-    found.ok_or_else(|| {
-        Refused::new(
-            CallCode::ReleaseWithdrawn,
-            "the tenant's newest manifest no longer lists this release",
-        )
-    })
-}
-
-/// The release or the operator's ceiling says no, or no release could allow the call.
+/// The refusal for a denial: by the release, by the operator's ceiling, or because no release could
+/// allow the call.
 fn denied(denial: &Denial) -> Refused {
     let code = match denial {
         Denial::Target(_) | Denial::Method => CallCode::CallInvalid,
@@ -214,7 +168,42 @@ fn denied(denial: &Denial) -> Refused {
     Refused::new(code, denial.to_string())
 }
 
-/// The function's fields that may go out, before the slot is filled.
+/// What is sent: the function's fields that may go out, and the secret in its slot.
+fn outgoing(
+    head: &RequestHead,
+    allowed: &Allowed<'_>,
+    slot: Option<(&Slot, &SecretValue)>,
+    rules: Option<CredentialedRules>,
+) -> Result<Outgoing, Refused> {
+    let fields = sent_fields(head, rules)?.into_iter();
+    let is_searched = rules.is_some();
+    let mut outgoing = fill(&allowed.target, fields, slot, allowed.limited, is_searched);
+    let cdn_loop = Bytes::from(heads::cdn_loop(&head.fields));
+    let cdn_loop = (heads::CDN_LOOP.to_owned(), cdn_loop, false);
+    outgoing.fields.push(cdn_loop);
+    Ok(outgoing)
+}
+
+/// Where the call goes: connections are shared only between calls with the same place.
+fn place(
+    caller: &Caller,
+    allowed: &Allowed<'_>,
+    secret: Option<SecretKey>,
+    ceiling: Option<&EgressCeiling>,
+) -> Place {
+    let target = &allowed.target;
+    Place {
+        tenant: caller.tenant,
+        scheme: target.scheme,
+        host: target.host.clone(),
+        port: target.port,
+        secret,
+        ca: allowed.ca.map(ToOwned::to_owned),
+        private: ceiling.map(|ceiling| ceiling.private_networks.clone()),
+    }
+}
+
+/// The function's fields that may be sent, before the slot is filled.
 fn sent_fields(
     head: &RequestHead,
     rules: Option<CredentialedRules>,
@@ -231,60 +220,6 @@ fn sent_fields(
         }
     }
     Ok(sent)
-}
-
-/// The secret of this name that may be used now: listed for this node's pool by a manifest that is
-/// fresh, in date, and under a lease. The same rule admits a call and ends one that is under way.
-pub(super) fn usable<'a>(
-    vault: &Vault,
-    state: &'a State,
-    tenant: &'a TenantState,
-    name: &Identifier,
-) -> Result<(Digest, &'a Secret), Refused> {
-    if let Some((code, message)) = state.is_barred() {
-        return Err(Refused::new(code, message));
-    }
-    if !vault.lease_holds() {
-        return Err(Refused::new(
-            CallCode::CredentialLeaseExpired,
-            "this node has not heard from its control plane for too long to use credentials",
-        ));
-    }
-    let pool = &state.identity.pool;
-    let withdrawn = || {
-        let message = format!("the tenant's newest manifest lists no secret {name} for this pool");
-        Refused::new(CallCode::CredentialWithdrawn, message)
-    };
-    let secret = tenant.secret(name, pool).ok_or_else(withdrawn)?;
-    let accord = tenant.manifest.as_ref().ok_or_else(withdrawn)?;
-    let digest = accord
-        .manifest
-        .secrets
-        .get(name)
-        .and_then(|pools| pools.get(pool))
-        .copied()
-        .ok_or_else(withdrawn)?;
-    let now = state.judge.time(clock::unix());
-    let epoch = state
-        .judge
-        .pool(pool, secret.place.epoch)
-        .ok_or_else(withdrawn)?;
-    let expiries = [
-        ("tenant", tenant.tenant.expires),
-        ("manifest", accord.manifest.expires),
-        ("pool key", epoch.expires),
-    ];
-    if let Some((what, _)) = expiries.into_iter().find(|(_, expires)| now >= *expires) {
-        return Err(Refused::new(
-            CallCode::CredentialExpired,
-            format!("the {what} has expired: functions keep running, but credentials are not used"),
-        ));
-    }
-    if let Standing::Stale(stale) = tenant.standing(now) {
-        let message = format!("{stale}; what runs goes on, credentials do not");
-        return Err(Refused::new(CallCode::CredentialStale, message));
-    }
-    Ok((digest, secret))
 }
 
 /// Opens a secret for one call, within the secret's own limits.
@@ -330,8 +265,8 @@ fn unsendable() -> Refused {
     Refused::new(CallCode::CallInvalid, "the request cannot be sent as it is")
 }
 
-/// The target of a request. The path and query may hold a secret: they are shared, not copied, and
-/// wiped when the last holder lets go.
+/// The target of a request. Its path and query may contain a secret, so their memory is shared, not
+/// copied, and wiped when the last holder drops it.
 fn uri(scheme: &str, authority: &str, path_and_query: Zeroizing<String>) -> Option<Uri> {
     let mut parts = http::uri::Parts::default();
     parts.scheme = Some(UriScheme::try_from(scheme).ok()?);

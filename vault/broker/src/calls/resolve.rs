@@ -1,12 +1,12 @@
-//! Names to addresses, and which addresses may be dialled. Each tenant asks through a resolver of its own, with its own
-//! cache and its own bounds: what one tenant asks for, and how slowly that is answered, delays no lookup of another, and
-//! no tenant can tell from the time of a lookup what another has asked for.
+//! Resolves names to addresses, and checks which addresses may be dialled. Each tenant has a
+//! resolver of its own, with its own cache and bounds: one tenant's lookups, however slow, delay no
+//! lookup of another, and no tenant can infer from the time of a lookup what another has looked up.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future as _;
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -19,28 +19,29 @@ use hickory_resolver::config::{NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::system_conf::read_system_conf;
 use ipnet::IpNet;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::Refused;
+use super::refused::Refused;
 use crate::config::Config;
 
-/// Until a name is resolved, all waiting included.
+/// Time limit for resolving a name, waiting included.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Addresses of a name that are tried, in order.
 const MAX_ADDRESSES: usize = 4;
-/// Lookups of a tenant that are under way at once; others of it wait.
+/// Most lookups of a tenant at once; further ones wait.
 const MAX_LOOKUPS: usize = 16;
-/// Answers that are kept for a tenant. A name has two: its IPv4 and its IPv6 addresses.
+/// Most cached answers of a tenant. A name has two: its IPv4 and its IPv6 addresses.
 const MAX_ANSWERS: u64 = 256;
-/// Questions that a tenant may have sent to the name servers at once ...
+/// Questions to the name servers that a tenant may cause at once ...
 const BURST: u32 = 100;
-/// ... and the time after which it may send one more.
+/// ... and the time after which it may cause one more.
 const PERIOD: Duration = Duration::from_millis(50);
-/// Resolvers that are kept for tenants without a lookup under way.
+/// Most resolvers that are kept for tenants without a lookup under way.
 const MAX_IDLE_RESOLVERS: usize = 256;
 
-/// See the module.
+/// The resolvers of all tenants. The calls own it; each lookup names its tenant.
 pub(crate) struct Resolving {
     servers: ResolverConfig,
     options: ResolverOpts,
@@ -60,7 +61,7 @@ impl Resolving {
         let servers = &config.resolver.servers;
         let (servers, options) = if servers.is_empty() {
             read_system_conf().unwrap_or_else(|error| {
-                // A machine without resolv.conf still serves functions that call nobody.
+                // A machine without resolv.conf still serves functions that make no calls.
                 tracing::warn!(%error, "the machine's resolver cannot be read; only names in `resolver.hosts` resolve");
                 Default::default()
             })
@@ -96,8 +97,8 @@ impl Resolving {
         }
     }
 
-    /// The addresses of a host that may be dialled: public ones, and those of the tenant's private networks or, for a
-    /// tenant without an egress ceiling, of the node's.
+    /// The addresses of a host that may be dialled: public ones, and those of the tenant's private
+    /// networks or, for a tenant without an egress ceiling, of the node's.
     pub(crate) async fn addresses(
         &self,
         tenant: &TenantId,
@@ -129,9 +130,10 @@ impl Resolving {
         Ok(may)
     }
 
-    /// The tenant's resolver. Of those that no lookup uses, the least recently used one goes when there are too many.
+    /// The tenant's resolver. If there are too many idle resolvers, the least recently used one is
+    /// dropped.
     fn asking(&self, tenant: &TenantId) -> Result<Arc<Asking>, String> {
-        let tenants = &mut *self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let tenants = &mut *self.tenants.lock();
         if let Some(entry) = tenants.get_mut(tenant) {
             entry.used = Instant::now();
             return Ok(entry.asking.clone());
@@ -192,9 +194,10 @@ impl Asking {
         let _place = self.places.acquire().await.map_err(|e| e.to_string())?;
         let due = self.pace().due(Instant::now());
         tokio::time::sleep_until(due).await;
-        // Fully qualified: no search domain of the machine's may lead it elsewhere.
+        // Fully qualified, so that no search domain of the machine applies.
         let mut lookup = pin!(self.resolver.lookup_ip(format!("{host}.")));
-        // What is in the cache is there at the first look; everything else is a question to the name servers.
+        // A cached answer is ready at the first poll; everything else is a question to the name
+        // servers.
         let at_once = std::future::poll_fn(|context| Poll::Ready(lookup.as_mut().poll(context)));
         let found = match at_once.await {
             Poll::Ready(found) => found,
@@ -208,20 +211,20 @@ impl Asking {
             .map_err(|error| error.to_string())
     }
 
-    fn pace(&self) -> std::sync::MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pace(&self) -> parking_lot::MutexGuard<'_, Pace> {
+        self.pace.lock()
     }
 }
 
-/// At most [`BURST`] at once, and one more in each [`PERIOD`].
+/// Allows [`BURST`] at once, and one more in each [`PERIOD`].
 #[derive(Debug, Default)]
 struct Pace {
-    /// When everything that was spent has come back.
+    /// When the whole budget will be available again.
     whole: Option<Instant>,
 }
 
 impl Pace {
-    /// The earliest time of the next.
+    /// The earliest time of the next question.
     fn due(&self, now: Instant) -> Instant {
         self.whole
             .and_then(|whole| (whole + PERIOD).checked_sub(PERIOD * BURST))
@@ -245,7 +248,8 @@ mod tests {
     const GREEDY: TenantId = TenantId([1; 32]);
     const MODEST: TenantId = TenantId([2; 32]);
 
-    /// A name server that answers every question but those for names that begin with `silent`, and counts them all.
+    /// A name server that answers every question except for names that begin with `silent`, and
+    /// counts them all.
     async fn name_server() -> (Arc<Resolving>, Arc<AtomicUsize>) {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let port = socket.local_addr().unwrap().port();
@@ -271,7 +275,7 @@ mod tests {
         (Arc::new(resolving), questions)
     }
 
-    /// RFC 1035, 4.1: the question as it came, and one record of the type that was asked for.
+    /// RFC 1035, 4.1: the question unchanged, and one record of the requested type.
     fn answer(packet: &[u8]) -> Option<Vec<u8>> {
         let (name, labels) = (&packet[12..], &packet[13..]);
         if labels.starts_with(b"silent") {
@@ -336,7 +340,7 @@ mod tests {
         }
         let again = resolving.asking(&GREEDY).unwrap();
         assert!(Arc::ptr_eq(&used, &again));
-        let kept = resolving.tenants.lock().unwrap().len();
+        let kept = resolving.tenants.lock().len();
         assert_eq!(kept, MAX_IDLE_RESOLVERS + 1);
     }
 

@@ -1,8 +1,8 @@
-//! What finds the values of a call's answer. Making it for long values takes milliseconds and
-//! megabytes, so calls under way share it, and a tenant has room for a few.
+//! Searchers, which find the values of a call's answer. Making one for long values takes
+//! milliseconds and megabytes, so calls under way share it, and a tenant may have only a few.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use casemate_trust::host::HostName;
 use casemate_trust::id::{Digest, TenantId};
@@ -11,18 +11,20 @@ use casemate_trust::secret::{Secret, SecretValue};
 use casemate_vault_core::opening::OpeningError;
 use casemate_vault_core::scrub::{Searcher, Watched};
 use casemate_wire::CallCode;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::Refused;
+use super::refused::Refused;
 use super::share::{MAX_WAIT, PerTenant};
 use crate::vault::Vault;
 
-/// Values up to so many bytes in all, sealed, cost too little to be shared: some hundred KiB.
+/// Values up to so many bytes in all, sealed, give a searcher of some hundred KiB, which is too
+/// small to be worth sharing.
 const SMALL_BYTES: usize = 128;
 /// Searchers of a tenant for longer values, each of up to some six megabytes.
 const MAX_LARGE_OF_TENANT: usize = 8;
 
-/// Which values: those of a release for a host, as the tenant's manifest lists them now.
+/// Identifies the values: those of a release for a host, as the tenant's manifest lists them now.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     tenant: TenantId,
@@ -42,11 +44,11 @@ impl Key {
     }
 }
 
-/// The values that an answer is searched for, sealed.
+/// The values to search an answer for, sealed.
 pub(super) struct Values {
     key: Key,
     secrets: Vec<(Arc<Secret>, Slot)>,
-    /// Of all of them, sealed.
+    /// Number of bytes of all values, sealed.
     bytes: usize,
 }
 
@@ -65,10 +67,11 @@ impl Values {
         self.secrets.push((secret, slot));
     }
 
-    /// What finds them, in their order; `None` where all of them are too short.
+    /// Makes the searcher for these values, in order; `None` where all of them are too short.
     ///
     /// # Errors
-    /// The key of the pool is gone since the call was begun: what it has sent could come back unseen.
+    /// The pool's key was removed since the call began: a value that the call has sent could return
+    /// unseen.
     pub(super) fn searcher(&self, vault: &Vault) -> Result<Option<Searcher>, Refused> {
         let mut opened = Vec::new();
         {
@@ -80,7 +83,7 @@ impl Values {
                         let code = CallCode::CredentialUnopenable;
                         return Err(Refused::new(code, error.to_string()));
                     }
-                    // One that this node cannot open was never sent by it.
+                    // A secret that this node cannot open was never sent by it.
                     Err(_) => None,
                 };
                 opened.push((value, slot));
@@ -94,7 +97,7 @@ impl Values {
     }
 }
 
-/// A searcher, for as long as one of the calls that share it is under way.
+/// A searcher, which exists as long as one of the calls that share it is under way.
 pub(super) struct Shared {
     searcher: Arc<Searcher>,
     _room: Option<OwnedSemaphorePermit>,
@@ -129,12 +132,11 @@ impl Default for Searchers {
 }
 
 impl Searchers {
-    /// What finds these values, as `make` makes it; `None` where all of them are too short. `turn`:
-    /// of the tenant, in which it does what takes processor time.
+    /// The searcher for these values, made by `make`; `None` where all of them are too short.
+    /// `turn`: the tenant's permit for work that takes processor time.
     ///
-    /// # Errors
-    /// As for `make`. `too_many_calls`: the tenant's calls search for too many long values at a
-    /// time.
+    /// The error of `make`, or `too_many_calls`: the tenant's calls search for too many long values
+    /// at a time.
     pub(super) async fn of(
         &self,
         values: Values,
@@ -159,25 +161,19 @@ impl Searchers {
         if let Some(shared) = self.find(&values.key) {
             return Ok(Some(shared));
         }
-        // The other tasks of this thread go on elsewhere.
+        // Other tasks of this thread continue on other threads.
         let Some(searcher) = tokio::task::block_in_place(|| make(&values))? else {
             return Ok(None);
         };
         let shared = Shared::new(searcher, Some(room));
-        let mut under_way = self
-            .under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut under_way = self.under_way.lock();
         under_way.retain(|_, shared| shared.strong_count() > 0);
         under_way.insert(values.key, Arc::downgrade(&shared));
         Ok(Some(shared))
     }
 
     fn find(&self, key: &Key) -> Option<Arc<Shared>> {
-        let under_way = self
-            .under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let under_way = self.under_way.lock();
         under_way.get(key).and_then(Weak::upgrade)
     }
 }
@@ -213,7 +209,7 @@ mod tests {
         assert!(Arc::ptr_eq(&one, &other));
         let another = of(2, 5000).await.unwrap().unwrap();
         assert!(!Arc::ptr_eq(&one, &another));
-        // It goes with the last call.
+        // The searcher is dropped with the last call.
         let key = values(1, 5000).key;
         assert!(searchers.find(&key).is_some());
         drop((one, other));
@@ -234,7 +230,7 @@ mod tests {
             tokio::time::timeout(moment, of(100, 5000)).await.is_err(),
             "it waits"
         );
-        // What is there is shared, and what is short takes no room.
+        // An existing searcher is shared, and a small one does not count.
         for (host, bytes) in [(0, 5000), (101, 50)] {
             assert!(of(host, bytes).await.unwrap().is_some());
         }

@@ -1,36 +1,37 @@
-//! How outgoing calls are divided between tenants: a share each, a reserve for tenants that have
-//! few, a bound on waiting.
+//! Divides outgoing calls between tenants: a share for each, a reserve for tenants that have few,
+//! and a bound on waiting.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use casemate_trust::id::TenantId;
 use casemate_wire::CallCode;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::Refused;
+use super::refused::Refused;
 
-/// A tenant makes at most one call in so many of all.
+/// A tenant makes at most one in so many of all calls.
 const SHARE_DIVISOR: usize = 4;
-/// A tenant's share where few calls are made in all: a node for one tenant is of use with few
+/// Smallest share of a tenant: with few calls in all, a node for one tenant must be useful with few
 /// descriptors too.
 const MIN_SHARE: usize = 32;
-/// One call in so many is kept for tenants that have fewer than [`RESERVED_FOR_EACH`].
+/// One call in so many is reserved for tenants that have fewer than [`RESERVED_FOR_EACH`].
 const RESERVE_DIVISOR: usize = 8;
-/// Calls of a tenant that may come out of the reserve.
+/// Calls of a tenant that may use the reserve.
 const RESERVED_FOR_EACH: usize = 4;
-/// Calls of a tenant that wait: as many as a channel has streams.
+/// Most calls of a tenant that may wait: the number of streams of a channel.
 const MAX_WAITING: usize = 1024;
-/// Bytes of heads of a tenant's calls that wait: what a channel's bodies may take.
+/// Bytes of heads of a tenant's waiting calls: as many as a channel's bodies may take.
 const MAX_WAITING_BYTES: usize = 4 << 20;
-/// How long a call waits. Longer than a burst of ordinary calls takes, shorter than callers'
+/// How long a call waits: longer than a burst of ordinary calls takes, shorter than callers'
 /// patience.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(10);
 
 type Ticket = u64;
 
-/// What was asked for.
+/// The result of asking for a call.
 #[derive(Debug, PartialEq, Eq)]
 enum Asked {
     Admitted,
@@ -41,17 +42,17 @@ enum Asked {
 #[derive(Debug, Default)]
 struct Tenant {
     calls: usize,
-    /// In the order in which they came, with the size of their heads.
+    /// Waiting calls in order, with the size of their heads.
     waiting: VecDeque<(Ticket, usize)>,
     waiting_bytes: usize,
 }
 
-/// Decides which call goes next; a state machine without clock and threads.
+/// Decides which call is next; a state machine without clock and threads.
 #[derive(Debug)]
 struct Shares {
     max_calls: usize,
     calls: usize,
-    /// Only tenants that have calls or wait for one.
+    /// Tenants that have calls under way or waiting.
     tenants: HashMap<TenantId, Tenant>,
     next_ticket: Ticket,
 }
@@ -112,8 +113,8 @@ impl Shares {
         self.forget_if_idle(tenant);
     }
 
-    /// The waiting call that goes next, now counted: of the tenant with the fewest calls, the one
-    /// that came first.
+    /// The next waiting call, now counted as admitted: the oldest one of the tenant with the fewest
+    /// calls.
     fn next(&mut self) -> Option<Ticket> {
         let (tenant, _) = self
             .tenants
@@ -129,7 +130,7 @@ impl Shares {
         Some(ticket)
     }
 
-    /// A call no longer waits; false: it does not wait, because it was admitted.
+    /// Removes a waiting call; false if it does not wait, because it was admitted.
     fn leave(&mut self, tenant: TenantId, ticket: Ticket) -> bool {
         let Some(entry) = self.tenants.get_mut(&tenant) else {
             return false;
@@ -167,11 +168,11 @@ struct Waiters {
 pub(super) struct Admission {
     waiters: Mutex<Waiters>,
     max_wait: Duration,
-    /// One permit a tenant: see [`Admission::turn`].
+    /// One permit for each tenant: see [`Admission::turn`].
     turns: PerTenant,
 }
 
-/// A call that was admitted. Dropping it lets the next one go.
+/// A call that was admitted. Dropping it admits the next one.
 #[derive(Debug)]
 pub(super) struct Permit {
     admission: Arc<Admission>,
@@ -184,7 +185,7 @@ impl Drop for Permit {
     }
 }
 
-/// A call that waits. Dropping it gives up the wait, or what was granted in the meantime.
+/// A call that waits. Dropping it ends the wait, or returns a permit that was granted meanwhile.
 struct Waiting {
     admission: Arc<Admission>,
     tenant: TenantId,
@@ -209,7 +210,7 @@ impl Drop for Waiting {
 }
 
 impl Admission {
-    /// With room for so many calls in all, each of which waits so long at most.
+    /// Makes an admission for so many calls in all, each of which waits at most so long.
     pub(super) fn new(max_calls: usize, max_wait: Duration) -> Arc<Self> {
         Arc::new(Self {
             waiters: Mutex::new(Waiters {
@@ -221,7 +222,7 @@ impl Admission {
         })
     }
 
-    /// Waits until a tenant may make one more call. `head_bytes` is what the call holds while it
+    /// Waits until a tenant may make one more call. `head_bytes` is the memory of the call while it
     /// waits.
     ///
     /// # Errors
@@ -262,8 +263,9 @@ impl Admission {
         }
     }
 
-    /// Whose turn it is to decode and search answers: one call of a tenant at a time. A tenant with
-    /// a hundred such calls takes as much processor time as one with a single call.
+    /// The tenant's permit to decode and search answers: one call of a tenant does so at a time, so
+    /// that a tenant with a hundred such calls gets as much processor time as one with a single
+    /// call.
     pub(super) fn turn(&self, tenant: TenantId) -> Arc<Semaphore> {
         self.turns.of(tenant)
     }
@@ -278,17 +280,17 @@ impl Admission {
         let mut waiters = self.waiters();
         waiters.shares.release(tenant);
         while let Some(ticket) = waiters.shares.next() {
-            // Whoever gave up in this moment finds itself admitted, and releases.
+            // A caller that gives up at this moment finds itself admitted, and releases the permit.
             let _woken = waiters.wake.remove(&ticket).map(|wake| wake.send(()));
         }
     }
 
     fn waiters(&self) -> MutexGuard<'_, Waiters> {
-        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiters.lock()
     }
 }
 
-/// Permits of each tenant, which are remembered for as long as somebody has them.
+/// A permit for each tenant, kept as long as one of its calls uses it.
 #[derive(Debug)]
 pub(super) struct PerTenant {
     permits: usize,
@@ -304,7 +306,7 @@ impl PerTenant {
     }
 
     pub(super) fn of(&self, tenant: TenantId) -> Arc<Semaphore> {
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tenants = self.tenants.lock();
         if let Some(permits) = tenants.get(&tenant).and_then(Weak::upgrade) {
             return permits;
         }
@@ -324,6 +326,9 @@ fn too_many(why: &str) -> Refused {
 
 #[cfg(test)]
 mod tests {
+    use rand_chacha::ChaCha8Rng;
+    use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+
     use super::*;
 
     fn tenant(number: u8) -> TenantId {
@@ -341,7 +346,7 @@ mod tests {
         assert_eq!(
             shares.calls,
             613 + 6 * RESERVED_FOR_EACH,
-            "all but what is left of the reserve"
+            "all but the rest of the reserve"
         );
         for modest in 100..116 {
             assert_eq!(shares.ask(tenant(modest), 100), Asked::Admitted);
@@ -352,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_goes_to_whoever_has_fewest() {
+    fn a_freed_call_goes_to_the_tenant_with_the_fewest() {
         let mut shares = Shares::new(8);
         for _ in 0..6 {
             shares.ask(tenant(1), 0);
@@ -360,7 +365,7 @@ mod tests {
         for _ in 0..6 {
             shares.ask(tenant(2), 0);
         }
-        // The share of each is four, and one call is kept.
+        // The share of each is four, and one call is reserved.
         assert_eq!(
             (
                 shares.tenants[&tenant(1)].calls,
@@ -431,13 +436,8 @@ mod tests {
     #[test]
     fn seeded_runs_lose_no_call_and_exceed_no_share() {
         for seed in 0..200_u64 {
-            let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-            let mut random = |below: u64| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                state % below
-            };
+            let mut dice = ChaCha8Rng::seed_from_u64(seed);
+            let mut random = |below: u64| dice.next_u64() % below;
             let max_calls = 1 + random(40) as usize;
             let mut shares = Shares::new(max_calls);
             let (mut running, mut waiting) = (Vec::new(), HashMap::new());
@@ -476,7 +476,11 @@ mod tests {
                         .values()
                         .all(|entry| entry.calls <= shares.share())
                 );
-                assert_eq!(shares.next(), None, "a call waits for nothing, seed {seed}");
+                assert_eq!(
+                    shares.next(),
+                    None,
+                    "a call waits although there is room, seed {seed}"
+                );
             }
         }
     }

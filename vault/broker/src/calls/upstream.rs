@@ -1,8 +1,8 @@
-//! Connections to upstreams: a pool for each (tenant, host, credential), so that nobody's
-//! connection carries another's call.
+//! Connections to upstreams: a pool for each (tenant, host, credential), so that no connection
+//! carries calls of different owners.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use casemate_trust::host::HostName;
@@ -12,43 +12,43 @@ use casemate_wire::CallCode;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use ipnet::IpNet;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::authority::SecretKey;
 use super::body::CallBody;
 use super::dial::{Dialer, Trust};
-use super::prepare::SecretKey;
+use super::refused::Refused;
 use super::resolve::Resolving;
-use super::{MAX_CALLS, Refused};
 use crate::config::Config;
 
-/// Pools at a time: more than calls, so that there is always one that may go.
+/// Most pools at a time: more than calls, so that one can always be dropped.
 pub(super) const MAX_POOLS: usize = 1024;
-const _: () = assert!(MAX_POOLS > MAX_CALLS);
-/// Pools of one tenant at a time: a function that calls many hosts makes room among its own.
+/// Most pools of one tenant at a time: a function that calls many hosts displaces its own pools.
 const MAX_POOLS_OF_A_TENANT: usize = 64;
-/// Connections that wait for more work, in each pool, when there are descriptors enough.
+/// Idle connections in each pool, if there are enough descriptors.
 pub(super) const MAX_IDLE: usize = 32;
-/// How long they wait.
+/// How long a connection may be idle.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(55);
-/// Largest head of an answer, bytes: it must fit a channel's head.
+/// Largest head of an answer, bytes: it must fit into a channel's head.
 const MAX_HEAD_BYTES: usize = 48 * 1024;
-/// Bytes that an upstream may send on one HTTP/2 stream before the function takes them: what a
-/// channel's stream holds.
+/// Bytes that an upstream may send on one HTTP/2 stream before the function reads them: the window
+/// of a channel's stream.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// Bytes that an upstream may send on all streams of a connection: four calls at full speed.
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
-/// The smallest that the protocol allows (RFC 9113, section 4.2): one large frame would delay other
-/// calls.
+/// The smallest value that the protocol allows (RFC 9113, section 4.2), because one large frame
+/// would delay other calls.
 const MAX_FRAME_BYTES: u32 = 16 * 1024;
-/// Bytes of a request's body that wait for an HTTP/2 upstream to take them.
+/// Bytes of a request's body that may wait for an HTTP/2 upstream.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
-/// HPACK's table for the heads of answers: the protocol's default, which a peer may otherwise ask
+/// HPACK's table for the heads of answers: the protocol's default, which a peer could otherwise ask
 /// to exceed.
 const HEADER_TABLE_BYTES: u32 = 4096;
-/// Streams of one connection that were reset and are still remembered.
+/// Reset streams of a connection that are still remembered.
 const MAX_RESET_STREAMS: usize = 64;
 
-/// What a pool belongs to.
+/// The identity of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Place {
     pub(crate) tenant: TenantId,
@@ -57,17 +57,18 @@ pub(crate) struct Place {
     pub(crate) port: u16,
     pub(crate) secret: Option<SecretKey>,
     pub(crate) ca: Option<String>,
-    /// The private networks of the tenant's egress ceiling; the node's own where the tenant has none. A changed ceiling
-    /// is another place, so that no connection outlives what allowed it.
+    /// The private networks of the tenant's egress ceiling; the node's own if the tenant has none.
+    /// A changed ceiling is another place, so that no connection outlives the ceiling that allowed
+    /// it.
     pub(crate) private: Option<Vec<IpNet>>,
 }
 
-/// How to reach one place.
+/// The clients for one place.
 #[derive(Clone)]
 pub(crate) struct Pool {
-    /// On a connection that waits, or a new one.
+    /// Uses an idle connection, or a new one.
     pub(super) pooled: Client<Dialer, CallBody>,
-    /// On a new connection that carries nothing else.
+    /// Uses a new connection that carries nothing else.
     pub(super) fresh: Client<Dialer, CallBody>,
 }
 
@@ -78,13 +79,13 @@ struct Entry {
 }
 
 impl Entry {
-    /// Each call under way holds a receiver.
+    /// Whether a call is under way: each call holds a receiver.
     fn is_in_use(&self) -> bool {
         self.open.receiver_count() > 0
     }
 }
 
-/// Held by a call: its pool is in use.
+/// Held by a call, which marks its pool as in use.
 #[derive(Debug)]
 pub(crate) struct InUse {
     _open: watch::Receiver<()>,
@@ -111,7 +112,7 @@ impl Upstreams {
 
     /// The pool of a place.
     pub(crate) fn client(&self, place: Place) -> Result<(Pool, InUse), Refused> {
-        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pools = self.pools.lock();
         if let Some(entry) = pools.get_mut(&place) {
             entry.used = Instant::now();
             let in_use = InUse {
@@ -161,23 +162,23 @@ impl Upstreams {
         Ok((client, InUse { _open: receiver }))
     }
 
-    /// Drops the pools for which `keep` is false. Their idle connections close at once, and so do
-    /// those of calls under way when the calls end.
+    /// Drops the pools for which `keep` is false. Their idle connections close at once; those of
+    /// calls under way close when the calls end.
     pub(crate) fn retain(&self, keep: impl Fn(&Place) -> bool) {
-        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pools = self.pools.lock();
         pools.retain(|place, _| keep(place));
     }
 
-    /// For the status page: how many pools there are.
+    /// For the status page: the number of pools.
     pub(crate) fn describe(&self) -> serde_json::Value {
-        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let pools = self.pools.lock();
         let with_credential = pools.keys().filter(|place| place.secret.is_some()).count();
         serde_json::json!({ "pools": pools.len(), "with_credential": with_credential })
     }
 }
 
-/// Room for one more pool of this tenant. Pools with a call under way stay. Where all tenants
-/// together have too many, one of whoever has most goes.
+/// Makes room for one more pool of this tenant. Pools with a call under way stay. If all tenants
+/// together have too many, the tenant with most loses one.
 fn make_room(pools: &mut HashMap<Place, Entry>, tenant: &TenantId) -> Result<(), Refused> {
     let mut held: HashMap<TenantId, usize> = HashMap::new();
     for place in pools.keys() {
@@ -237,7 +238,7 @@ mod tests {
     }
 
     fn held(upstreams: &Upstreams, tenant: u8) -> usize {
-        let pools = upstreams.pools.lock().unwrap();
+        let pools = upstreams.pools.lock();
         let own = pools
             .keys()
             .filter(|place| place.tenant == TenantId([tenant; 32]));
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn when_all_have_too_many_one_of_whoever_has_most_goes() {
+    async fn with_too_many_pools_the_tenant_with_the_most_loses_one() {
         let upstreams = upstreams();
         let many = (MAX_POOLS / MAX_POOLS_OF_A_TENANT) as u8;
         upstreams.client(place(0, 0)).unwrap();
@@ -283,6 +284,6 @@ mod tests {
             }
         }
         assert_eq!(held(&upstreams, 0), 1);
-        assert_eq!(upstreams.pools.lock().unwrap().len(), MAX_POOLS);
+        assert_eq!(upstreams.pools.lock().len(), MAX_POOLS);
     }
 }

@@ -1,6 +1,6 @@
-//! What the answer to a call is searched for, and what follows when it is found.
+//! Searches the answer to a call for secrets, and acts on matches.
 //!
-//! A value that a function stored through one slot may come back through another slot, or through
+//! A value that a function stored through one slot may return through another slot, or through
 //! plain `fetch`. So each answer of a host is searched for every secret that the function may send
 //! to that host, whatever the call carried.
 
@@ -15,9 +15,10 @@ use casemate_trust::secret::{Reflection, Secret};
 use casemate_vault_core::reflection::{MAX_MATCHES, Recorded};
 use casemate_wire::CallCode;
 
+use super::caller::Caller;
 use super::heads::CredentialedRules;
-use super::searchers::{Key, Values};
-use super::{Caller, Refused};
+use super::refused::Refused;
+use super::searchers::{Key, Shared, Values};
 use crate::vault::{Owner, Reflected, State, Vault};
 
 /// The secrets that one answer may hold.
@@ -25,14 +26,14 @@ pub(super) struct Watch {
     reflected: Arc<Reflected>,
     tenant: TenantId,
     function: Name,
-    /// In the order of the searcher's values.
+    /// The secrets, in the order of the searcher's values.
     secrets: Vec<(Identifier, Reflection)>,
     pub(super) rules: CredentialedRules,
 }
 
 impl Watch {
-    /// For a call to this host, with the values that its answer is searched for. There is no watch
-    /// where the release declares no credential for the host.
+    /// Makes the watch for a call to this host, with the values to search for. `None` where the
+    /// release declares no credential for the host.
     ///
     /// # Errors
     /// Answers of this host have held one of the secrets too often.
@@ -54,7 +55,7 @@ impl Watch {
         let mut rules = CredentialedRules { ranges: true };
         for credential in of_host {
             rules.ranges &= credential.ranges;
-            // A secret that this node has no key for was never sent by it.
+            // A secret for which this node has no key was never sent by it.
             let Some((digest, listed)) = listed(state, tenant, credential) else {
                 continue;
             };
@@ -78,17 +79,18 @@ impl Watch {
         Ok(Some((watch, values)))
     }
 
-    /// Counts what was found of each value, if anything was, and returns when the counts are on the
-    /// disk: an answer is delivered after that.
+    /// Counts the matches of each value, and returns when the counts are on the disk: the answer is
+    /// delivered after that.
     ///
     /// # Errors
-    /// A credential stops with it, or has stopped while the call was under way.
+    /// A credential stops because of this match, or has stopped while the call was under way.
     pub(super) async fn count(&self, matches: &[u32]) -> Result<(), Refused> {
         let found = self.secrets.iter().zip(matches);
         let counting = found.filter(|((_, reflection), matches)| {
             **matches > 0 && *reflection == Reflection::Refuse
         });
-        // All are counted before any is waited for: a call that is abandoned leaves none out.
+        // All matches are counted before any write is waited for, so that an abandoned call leaves
+        // none out.
         let recordings: Vec<_> = counting
             .map(|((secret, _), matches)| {
                 let owner = Owner {
@@ -118,9 +120,9 @@ impl Watch {
         stopped.or_else(|| self.stopped()).map_or(Ok(()), Err)
     }
 
-    /// Why calls to the host are refused now, if they are. Answers that were under way when a
-    /// credential stopped end too: otherwise those that go on would be the wrong ones of many
-    /// guesses at a time.
+    /// Why calls to the host are refused now, if they are. Answers under way when a credential
+    /// stops are cut too: otherwise the answers that continue would identify the wrong ones among
+    /// many simultaneous guesses.
     fn stopped(&self) -> Option<Refused> {
         let (tenant, function) = (&self.tenant, &self.function);
         let refusing = self.secrets.iter();
@@ -133,8 +135,15 @@ impl Watch {
     }
 }
 
-/// A secret that is listed for this node's pool, and for which the node has the key, to be searched
-/// for: it may have been sent before it expired, or before the lease was over.
+/// State for an answer that is searched.
+pub(super) struct Credentialed {
+    pub(super) watch: Watch,
+    /// `None`: every secret is too short to be searched for.
+    pub(super) searcher: Option<Arc<Shared>>,
+}
+
+/// A secret that is listed for this node's pool, and for which the node has the key. It is searched
+/// for even after expiry or the end of the lease, because it may have been sent before.
 fn listed<'a>(
     state: &State,
     tenant: &'a TenantState,

@@ -1,6 +1,4 @@
-//! Judging what the supervisor carries. Accepted means: on the disk, synced.
-
-use std::sync::PoisonError;
+//! Judges the objects that the supervisor submits. Accepted means: on the disk, synced.
 
 use casemate_trust::dsse::Envelope;
 use casemate_trust::freshness::Freshness;
@@ -8,7 +6,6 @@ use casemate_trust::id::{Digest, TenantId};
 use casemate_trust::image::Image;
 use casemate_trust::join::Grant;
 use casemate_trust::judge::{Change, Refusal, Row, RowKey};
-use casemate_trust::name::Name as PoolName;
 use casemate_trust::release::MAX_RELEASE_BYTES;
 use casemate_trust::revocation::Revocations;
 use casemate_trust::secret::MAX_SECRET_BYTES;
@@ -22,18 +19,19 @@ use super::Vault;
 use super::evidence::outdated;
 use super::memory::{frame, frames};
 use super::open::StoredLease;
+use super::record::{grant_record, record};
 use super::staging::{NotStaged, Staging};
 use crate::clock;
-use crate::control::cut;
+use crate::text::cut;
 
-/// What a judgement meant for the rest of the program.
+/// The effects of a judgement on the rest of the program.
 #[derive(Debug, Default)]
 pub(crate) struct Effect {
-    /// Tenants whose plan may be another now.
+    /// Tenants whose plan may have changed.
     pub(crate) tenants: Vec<TenantId>,
     /// The node has become a member.
     pub(crate) joined: bool,
-    /// There is a lease now.
+    /// A lease was granted.
     pub(crate) leased: bool,
     /// The machine is to run another image.
     pub(crate) image: bool,
@@ -43,7 +41,7 @@ pub(crate) struct Effect {
 
 /// Why an object is not accepted.
 enum Rejection {
-    /// By a stable name.
+    /// The object is refused, with a stable code.
     Refused { code: String, message: String },
     /// The manifest lists objects that are not here yet.
     Missing(Vec<Digest>),
@@ -57,7 +55,7 @@ impl Rejection {
         }
     }
 
-    /// An error with its cause.
+    /// The rejection for an error and its causes.
     fn of(code: &str, error: &dyn std::error::Error) -> Self {
         let cause = error.source();
         let cause = cause.map_or_else(String::new, |cause| format!(": {cause}"));
@@ -90,7 +88,7 @@ type Judged = Result<Effect, Rejection>;
 impl Vault {
     /// Judges one object.
     pub(crate) fn submit(&self, kind: ObjectKind, bytes: &[u8]) -> (Verdict, Effect) {
-        let mut staging = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut staging = self.changing.lock();
         let judged = match kind {
             ObjectKind::Release => stage(&mut staging, bytes, MAX_RELEASE_BYTES),
             ObjectKind::Secret => stage(&mut staging, bytes, MAX_SECRET_BYTES),
@@ -112,7 +110,7 @@ impl Vault {
                 (Verdict::Missing { digests }, Effect::default())
             }
             Err(Rejection::Refused { code, message }) => {
-                // It may quote what came: a name of a megabyte, say.
+                // The message may quote the object, such as a name of a megabyte.
                 let message = cut(message);
                 tracing::warn!(?kind, code, message, "statement refused");
                 (Verdict::Refused { code, message }, Effect::default())
@@ -120,8 +118,8 @@ impl Vault {
         }
     }
 
-    /// Decides a statement, writes its change, and applies it. Calls read the state all the while,
-    /// but for the moment in which the change is applied.
+    /// Decides a statement, writes its change, and applies it. Calls can read the state all the
+    /// time, except for the moment in which the change is applied.
     fn statement(&self, staging: &mut Staging, kind: &str, bytes: &[u8]) -> Judged {
         let envelope = parse(bytes)?;
         if envelope.payload_type() != kind {
@@ -131,7 +129,7 @@ impl Vault {
             );
             return Err(Refusal::Malformed(message).into());
         }
-        // Only a manifest lists objects; what is malformed is refused by the judge.
+        // Only a manifest lists objects; a malformed one is refused by the judge.
         let manifest = Manifest::read(&envelope)
             .ok()
             .map(|manifest| manifest.tenant);
@@ -154,7 +152,7 @@ impl Vault {
                     let (kind, name) = record(key);
                     writes.push(Write::Drop(kind, name));
                 }
-                // The store has it, or it is not the manifest's alone.
+                // The store has the object, or other manifests list it too.
                 Row::Put(RowKey::Object(digest), _)
                     if manifest.is_none_or(|tenant| staging.get(&tenant, digest).is_none()) => {}
                 Row::Put(key, bytes) => {
@@ -198,8 +196,8 @@ impl Vault {
         stored.ok().flatten().map(|bytes| bytes.to_vec())
     }
 
-    /// A node that finds itself in the root's list of revoked nodes forgets the keys of its pool, on
-    /// the disk first.
+    /// If the change puts this node into the list of revoked nodes, removes the pool's keys, first
+    /// from the disk.
     fn forgets_grants(&self, change: &Change, writes: &mut Vec<Write>) -> bool {
         let state = self.read();
         let own = state.identity.keys.identity().public();
@@ -213,8 +211,9 @@ impl Vault {
         is_revoked
     }
 
-    /// Records first, memory after: a kill in between leaves records that the next start remembers. An image is accepted
-    /// once the file that init reads is there too.
+    /// Writes records first, then memory: after a kill in between, the next start completes the
+    /// memory from the records. An image is accepted only once the file that init reads is written
+    /// too.
     fn persist(&self, change: &Change, writes: &[Write], room: Room) -> Result<(), StoreError> {
         let frame = frame(change.memory());
         self.store
@@ -225,8 +224,8 @@ impl Vault {
         }
     }
 
-    /// Writes the memory anew when more was appended to it than it holds, so that all that is ever written of it is a few
-    /// times what it holds.
+    /// Rewrites the memory when the appended frames exceed its base, so that the bytes written over
+    /// time stay within a few times its size.
     fn shorten_memory(&self) {
         if !self.store.is_memory_long() {
             return;
@@ -236,7 +235,7 @@ impl Vault {
         if let Err(error) = self.store.write_memory(frames, &mut clock::random) {
             tracing::warn!(
                 %error,
-                "could not write the rollback memory anew; it goes on growing, and the next change tries again"
+                "could not rewrite the rollback memory; it keeps growing, and the next change retries"
             );
         }
     }
@@ -255,7 +254,7 @@ impl Vault {
             let pool = pool.ok_or_else(|| {
                 Rejection::new(
                     "pool_unknown",
-                    "the root-signed statement of this pool and epoch was not shown yet",
+                    "the root-signed statement of this pool and epoch has not arrived yet",
                 )
             })?;
             if pool.name != state.identity.pool {
@@ -295,7 +294,7 @@ impl Vault {
             let online = state.judge.online().ok_or_else(|| {
                 Rejection::new(
                     "online_unknown",
-                    "the root-signed online key was not shown yet",
+                    "the root-signed online key has not arrived yet",
                 )
             })?;
             if state.judge.time(clock::unix()) >= online.expires {
@@ -336,33 +335,12 @@ impl Vault {
     }
 }
 
-/// Name of a grant's record.
-fn grant_record(pool: &PoolName, epoch: u64) -> String {
-    format!("{pool}/{epoch:020}")
-}
-
 fn parse(bytes: &[u8]) -> Result<Envelope, Rejection> {
     Envelope::parse(bytes).map_err(|error| Rejection::new("statement_malformed", error))
 }
 
-/// Under which kind and name a row is kept. Of what only rises the newest is kept, but of roots, each of which signs the
-/// next.
-pub(super) fn record(key: &RowKey) -> (Kind, String) {
-    const NEWEST: &str = "newest";
-    match key {
-        RowKey::Root(version) => (Kind::Root, format!("{version:020}")),
-        RowKey::OnlineKey => (Kind::OnlineKey, NEWEST.to_owned()),
-        RowKey::Revocations => (Kind::Revocations, NEWEST.to_owned()),
-        RowKey::Pool(name, epoch) => (Kind::Pool, format!("{name}/{epoch:020}")),
-        RowKey::Image(..) => (Kind::Image, NEWEST.to_owned()),
-        RowKey::Tenant(id, _) => (Kind::Tenant, id.to_string()),
-        RowKey::Manifest(id) => (Kind::Manifest, id.to_string()),
-        RowKey::Freshness(id) => (Kind::Freshness, id.to_string()),
-        RowKey::Object(digest) => (Kind::Object, digest.to_string()),
-    }
-}
-
-/// Keeps an object that a verified manifest waits for; any other is refused, so that nobody fills our memory.
+/// Stores an object that a verified manifest waits for; any other is refused, so that no sender can
+/// fill our memory.
 fn stage(staging: &mut Staging, bytes: &[u8], most: usize) -> Judged {
     if bytes.len() > most {
         return Err(Rejection::new(

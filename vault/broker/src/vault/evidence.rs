@@ -1,30 +1,30 @@
-//! What the control plane has claimed with its leases. The newest leases lie in a file as they were
-//! signed: whoever knows of a newer manifest than they name can show with them that the holder of
-//! the online key has lied.
+//! The claims of the control plane in its leases. The newest leases are stored in a file as they
+//! were signed: a person who knows a newer manifest than they name can prove with them that the
+//! holder of the online key has lied.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use casemate_trust::dsse::Envelope;
 use casemate_trust::judge::Judge;
 use casemate_trust::lease::{Claims, Lease};
 use casemate_trust::statement::Statement as _;
 use casemate_vault_store::{Room, Store};
+use parking_lot::{Mutex, MutexGuard};
 
 /// The file, in the vault's folder.
 const FILE: &str = "leases.json";
-/// For the vault's user and root only: ids of tenants are nobody else's business.
+/// Readable by the vault's user and root alone, because tenants' ids are confidential.
 const MODE: u32 = 0o600;
 /// Leases in the file: with the default lease and its renewal at half time, the last two days.
 const MAX_LEASES: usize = 4;
 /// Largest file that is read, bytes: as many envelopes of the largest size.
 const MAX_BYTES: u64 = (MAX_LEASES * casemate_trust::dsse::MAX_ENVELOPE_BYTES) as u64;
-/// How long a claimed manifest may be on its way before it is asked for, milliseconds.
+/// Time for which a claimed manifest may be on its way before it is asked for, milliseconds.
 const GRACE_MS: u64 = 30_000;
 
-/// See the module.
+/// The stored leases, and what they claim. The vault owns it and adds each lease that it accepts.
 pub(super) struct Evidence {
     path: PathBuf,
     state: Mutex<State>,
@@ -32,16 +32,16 @@ pub(super) struct Evidence {
 
 #[derive(Default)]
 struct State {
-    /// Oldest first.
+    /// The leases, oldest first.
     leases: Vec<Envelope>,
     claims: Option<Claims>,
     accepted_ms: u64,
-    /// Whether what is lacking was asked for since the newest lease.
+    /// Whether missing statements were asked for since the newest lease.
     was_asked: bool,
 }
 
 impl Evidence {
-    /// From the vault's folder. A file that cannot be read is begun anew: it proves something to
+    /// Reads the file in the vault's folder. An unreadable file is replaced: it proves something to
     /// people and decides nothing.
     pub(super) fn in_folder(folder: &Path, now_ms: u64) -> Self {
         let path = folder.join(FILE);
@@ -63,10 +63,11 @@ impl Evidence {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
-    /// Keeps a lease that was accepted. The reserve is not for that: whoever signs leases chooses their size.
+    /// Stores an accepted lease. It may not use the reserve, because the signer of leases chooses
+    /// their size.
     pub(super) fn keep(&self, store: &Store, lease: Envelope, claims: Claims, now_ms: u64) {
         let mut state = self.state();
         state.leases.push(lease);
@@ -80,8 +81,7 @@ impl Evidence {
         }
     }
 
-    /// How many claimed statements are lacking, when it is time to ask for them: once for each
-    /// lease.
+    /// Number of missing claimed statements, when it is time to ask for them: once for each lease.
     pub(super) fn question(&self, judge: &Judge, now_ms: u64) -> Option<u64> {
         let mut state = self.state();
         if state.was_asked || now_ms.saturating_sub(state.accepted_ms) < GRACE_MS {
@@ -95,8 +95,8 @@ impl Evidence {
         (lacking > 0).then_some(lacking)
     }
 
-    /// For the status page: what was claimed, and how much of it is not held or is older than what
-    /// is held.
+    /// For the status page: the claims, and how many of them are not held or are older than what is
+    /// held.
     pub(super) fn describe(&self, judge: &Judge) -> serde_json::Value {
         let state = self.state();
         let Some(claims) = &state.claims else {
@@ -109,21 +109,22 @@ impl Evidence {
     }
 }
 
-/// Claimed statements that are newer than what is held.
+/// Number of claimed statements that are newer than what is held.
 fn lacking(judge: &Judge, claims: &Claims) -> u64 {
     let list = judge.revocations().map_or(0, |list| list.version);
     let tenants = versions(judge, claims).filter(|(claimed, held)| claimed > held);
     tenants.count() as u64 + u64::from(claims.revocations > list)
 }
 
-/// Claimed statements that are older than what is held: a restored copy, or a lie.
+/// Number of claimed statements that are older than what is held: the sign of a restored copy, or
+/// of a lie.
 pub(super) fn outdated(judge: &Judge, claims: &Claims) -> u64 {
     let list = judge.revocations().map_or(0, |list| list.version);
     let tenants = versions(judge, claims).filter(|(claimed, held)| claimed < held);
     tenants.count() as u64 + u64::from(claims.revocations < list)
 }
 
-/// For each claimed tenant the claimed version of its manifest and the one that is held, or 0.
+/// For each claimed tenant, the claimed version of its manifest and the held one, or 0.
 fn versions(judge: &Judge, claims: &Claims) -> impl Iterator<Item = (u64, u64)> {
     let held: BTreeMap<_, _> = judge
         .tenants()
@@ -145,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_claimed_and_lacking_is_asked_for_once_and_the_leases_are_kept() {
+    fn missing_claimed_statements_are_requested_once_and_the_leases_are_stored() {
         let folder = tempfile::tempdir().unwrap();
         let storage = Zeroizing::new([7; KEY_BYTES]);
         let (store, _) = Store::open(folder.path(), &storage).unwrap();

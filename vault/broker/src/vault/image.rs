@@ -1,5 +1,6 @@
-//! `image.json`: what the judge has accepted for this machine, for init to read. Init is root and believes this file because
-//! nobody but the vault's user writes into this folder: not the supervisor, which carries the image.
+//! `image.json`: the image that the judge has accepted for this machine, for init. Init is root and
+//! trusts this file because only the vault's user can write this folder; the supervisor, which
+//! delivers the image, cannot.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,15 +10,15 @@ use casemate_vault_store::{Room, Store, StoreError};
 
 /// The file, in the vault's folder.
 const FILE: &str = "image.json";
-/// Nothing in it is secret.
+/// The file contains no secret.
 const MODE: u32 = 0o644;
 
-/// See the module.
+/// The content of `image.json`; the vault writes it for each accepted image.
 pub(super) struct ImageFile {
     path: PathBuf,
 }
 
-/// What the file says.
+/// The text of the file.
 pub(super) fn describe(image: &Image) -> serde_json::Value {
     serde_json::json!({ "version": image.version, "digest": image.digest, "bytes": image.bytes })
 }
@@ -29,7 +30,7 @@ impl ImageFile {
         }
     }
 
-    /// There whole and synced, or as it was before.
+    /// Writes the file wholly and synced, or leaves it unchanged.
     pub(super) fn write(&self, store: &Store, image: &Image) -> Result<(), StoreError> {
         let text = format!("{}\n", describe(image));
         if fs::read(&self.path).is_ok_and(|found| found == text.as_bytes()) {
@@ -53,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_says_the_newest_and_nothing_is_left_beside_it() {
+    fn the_file_names_the_newest_image_and_nothing_is_left_beside_it() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
         let files = || fs::read_dir(folder.path()).unwrap().count();
@@ -80,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_said() {
+    fn a_failed_write_is_reported() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
         let file = ImageFile::in_folder(&folder.path().join("not-there"));

@@ -1,24 +1,24 @@
-//! The rollback memory as it is written: frames of rows, each a JSON list.
+//! The encoding of the rollback memory: frames of rows, each a JSON list.
 
 use casemate_trust::judge::{Memory, MemoryRow};
 use casemate_vault_store::StoredMemory;
 
-/// Rows of a frame of the base.
+/// Rows in a frame of the base.
 const FRAME_ROWS: usize = 256;
 
-/// One frame.
+/// Encodes one frame.
 pub(super) fn frame(rows: &[MemoryRow]) -> Vec<u8> {
     serde_json::to_vec(rows).expect("names and numbers are JSON")
 }
 
-/// The whole memory, a part at a time.
+/// Encodes the whole memory, a frame at a time.
 pub(super) fn frames(memory: &Memory) -> impl ExactSizeIterator<Item = Vec<u8>> {
     let mut rows = memory.rows();
     let count = memory.rows().count().div_ceil(FRAME_ROWS);
     (0..count).map(move |_| frame(&rows.by_ref().take(FRAME_ROWS).collect::<Vec<_>>()))
 }
 
-/// The memory that was written, by this program or an earlier one; `None` if it makes no sense.
+/// Decodes the stored memory of this or an earlier program; `None` if it is malformed.
 pub(super) fn read(stored: &StoredMemory) -> Option<Memory> {
     match stored {
         StoredMemory::Whole(bytes) => serde_json::from_slice(bytes).ok(),
@@ -62,7 +62,7 @@ mod tests {
             id[..8].copy_from_slice(&number.to_be_bytes());
             memory.put(MemoryRow::Tenant(TenantId(id), tenant));
         }
-        // What a log holds may be followed by as much again.
+        // A log may grow by as much again.
         let bytes: usize = frames(&memory).map(|frame| frame.len() + 64).sum();
         assert!(bytes < MAX_FILE_BYTES / 2, "{bytes}");
     }
@@ -93,7 +93,7 @@ mod tests {
             read(&StoredMemory::Whole(Zeroizing::new(whole))),
             Some(memory)
         );
-        // Without the fleet, or with what is no row.
+        // Without the fleet's row, or with a malformed one.
         written.remove(0);
         assert_eq!(read(&StoredMemory::Frames(written)), None);
         let other = vec![Zeroizing::new(b"{}".to_vec())];

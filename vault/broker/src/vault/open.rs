@@ -1,9 +1,9 @@
-//! Opening: storage key, identity, memory, and everything that was accepted before.
+//! Opens the vault: storage key, identity, memory, and everything that was accepted before.
 
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::Arc;
 
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::Digest;
@@ -17,6 +17,7 @@ use casemate_vault_core::opening::open_grant;
 use casemate_vault_store::{
     Kind, SetAside, StateFile, Store, StoreError, must_be_readable, replace_file,
 };
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -24,15 +25,16 @@ use super::evidence::Evidence;
 use super::image::ImageFile;
 use super::memory::frames;
 use super::room::Spending;
-use super::{Reflected, State, Vault, VaultError};
+use super::{Reflected, State, Vault};
 use crate::clock;
 use crate::config::Config;
+use crate::error::VaultError;
 use crate::identity::Identity;
 
-/// Of the storage key's file: others must not read it.
+/// Mode of the storage key's file: only its owner may read it.
 const KEY_MODE: u32 = 0o600;
 
-/// Kinds of records that are statements, in the order in which each finds what it builds on.
+/// Kinds of records that are statements; each kind follows those that it depends on.
 const STATEMENTS: [Kind; 8] = [
     Kind::Root,
     Kind::OnlineKey,
@@ -44,12 +46,12 @@ const STATEMENTS: [Kind; 8] = [
     Kind::Freshness,
 ];
 
-/// A lease as it is kept for a restart within one boot.
+/// A lease as stored for a restart within one boot.
 #[derive(Serialize, Deserialize)]
 pub(super) struct StoredLease {
     pub(super) boot_id: String,
     pub(super) until_ms: u64,
-    /// When it was asked for; records of earlier versions do not say.
+    /// When the lease was asked for; records of earlier versions lack it.
     #[serde(default)]
     pub(super) begun_ms: Option<u64>,
 }
@@ -57,7 +59,7 @@ pub(super) struct StoredLease {
 impl Vault {
     /// Opens the vault: with its own identity, or with a token as a new node.
     pub(crate) fn open(config: &Config) -> Result<Self, VaultError> {
-        // Before a storage key is made: what a newer vault has written stays as it is.
+        // Before a storage key is made: files of a newer vault stay unchanged.
         must_be_readable(&config.state)?;
         let storage = storage_key(&config.storage_key_file, &config.state)?;
         let (store, mut aside) = Store::open(&config.state, &storage.vault_key())?;
@@ -66,8 +68,8 @@ impl Vault {
         let memory = memory.filter(|memory| memory.fleet == identity.fleet);
         let memory = memory.unwrap_or_else(|| Memory::new(identity.fleet));
         let judge = replay(&store, memory, &identity, &mut aside)?;
-        // A kill between records and memory leaves the memory behind what was replayed: it catches up before anything is
-        // acknowledged.
+        // A kill between records and memory leaves the memory behind the replayed records: it is
+        // completed before anything is acknowledged.
         store.write_memory(frames(judge.memory()), &mut clock::random)?;
         let mut state = State {
             judge,
@@ -107,8 +109,9 @@ impl Vault {
     }
 }
 
-/// Reads the storage key, or makes one at the first start. A key that is missing beside what was sealed with it is never
-/// replaced: it may come back, from a disk that is not mounted yet or from a copy.
+/// Reads the storage key, or makes one at the first start. A missing key is never replaced if files
+/// that were sealed with it exist: the key may come back, from a disk that is not mounted yet or
+/// from a copy.
 fn storage_key(path: &Path, state: &Path) -> Result<StorageKey, VaultError> {
     let wrong = |message: String| VaultError::StorageKey {
         path: path.display().to_string(),
@@ -128,7 +131,8 @@ fn storage_key(path: &Path, state: &Path) -> Result<StorageKey, VaultError> {
             if let Some(folder) = path.parent() {
                 std::fs::create_dir_all(folder).map_err(|error| wrong(error.to_string()))?;
             }
-            // Wholly or not at all: a key that is half written would lose everything sealed with it.
+            // Written wholly or not at all: a partial key would lose everything that was sealed
+            // with it.
             replace_file(path, KEY_MODE, &key)?;
             key
         }
@@ -143,7 +147,7 @@ fn storage_key(path: &Path, state: &Path) -> Result<StorageKey, VaultError> {
     Ok(StorageKey::new(Zeroizing::new(bytes)))
 }
 
-/// The token file, when there is one.
+/// Reads the token file, if there is one.
 fn token(config: &Config) -> Result<Option<JoinToken>, VaultError> {
     let Some(path) = &config.join_token_file else {
         return Ok(None);
@@ -169,7 +173,7 @@ fn identity(config: &Config, store: &Store) -> Result<Identity, VaultError> {
     let stored = store.read(StateFile::Identity)?;
     if let Some(bytes) = stored {
         let mut identity = Identity::parse(&bytes)?;
-        // A token that is no good any more matters only to a node that needs one.
+        // An invalid token matters only to a node that needs one.
         if identity.join_request().is_some()
             && let Some(token) = token(config)?
             && identity.renew(&token)?
@@ -204,14 +208,14 @@ fn identity(config: &Config, store: &Store) -> Result<Identity, VaultError> {
     Ok(identity)
 }
 
-/// What was accepted before, and whether it was lost.
+/// The stored memory, and whether it was lost.
 fn memory(
     config: &Config,
     store: &Store,
     is_member: bool,
 ) -> Result<(Option<Memory>, bool), VaultError> {
     let parsed = match store.read_memory() {
-        // A new node has nothing to remember; a member that remembers nothing has lost it.
+        // A new node has no memory; a member without memory has lost it.
         Ok(None) if !is_member => return Ok((None, false)),
         Ok(None) => None,
         Ok(Some(stored)) => super::memory::read(&stored),
@@ -231,7 +235,8 @@ fn memory(
     }
 }
 
-/// The judge as it was when the last change was written. Dates and signatures were right then; what was accepted goes on.
+/// The judge in its state after the last written change. Dates and signatures were valid when each
+/// statement was accepted, and are not checked again.
 fn replay(
     store: &Store,
     memory: Memory,
@@ -242,7 +247,7 @@ fn replay(
         store.all(Kind::Object, aside)?.into_iter().collect();
     let find = |digest: &Digest| objects.get(&digest.to_string()).map(|bytes| bytes.to_vec());
     let mut failed = None;
-    // One kind at a time: all together may be larger than what the judge holds of them.
+    // One kind at a time, because all rows together may be larger than the judge's state.
     let rows = STATEMENTS.into_iter().flat_map(|kind| {
         let found = store.all(kind, aside);
         let found = found.unwrap_or_else(|error| {
@@ -259,7 +264,7 @@ fn replay(
         return Err(error.into());
     }
     for ((kind, name), refusal) in refused {
-        // A root that was replaced is only the next one's ancestor.
+        // A replaced root is needed only as the ancestor of the next one.
         if kind != Kind::Root {
             let code = refusal.code();
             tracing::warn!(
@@ -271,7 +276,7 @@ fn replay(
     Ok(judge)
 }
 
-/// Opens the keys of the pool that this node was granted, unless it is revoked.
+/// Opens the granted keys of the pool, unless this node is revoked.
 fn open_grants(store: &Store, state: &mut State, aside: &mut SetAside) -> Result<(), VaultError> {
     if state.is_revoked() {
         tracing::error!("the root has revoked this node: credentials are not used");
@@ -293,7 +298,7 @@ fn open_grants(store: &Store, state: &mut State, aside: &mut SetAside) -> Result
     Ok(())
 }
 
-/// Whether everything must be sent again, and why.
+/// Whether all statements must be sent again, and why.
 fn refill(aside: &SetAside, judge: &Judge, lost: bool) -> Option<String> {
     let first = aside.single.first().map(|record| &record.place);
     if let Some(place) = aside.records.as_ref().or(first) {
@@ -306,7 +311,8 @@ fn refill(aside: &SetAside, judge: &Judge, lost: bool) -> Option<String> {
             .is_none_or(|state| seen.manifest.is_some() && state.manifest.is_none())
     };
     let no_pool = |(name, seen): (_, &PoolSeen)| judge.pool(name, seen.newest.version).is_none();
-    // sled takes damage to the end of its log for a write that a kill cut short, and says nothing: the memory knows.
+    // sled treats damage to the end of its log as a write that a kill cut short, and reports
+    // nothing; the memory reveals it.
     let holes = (memory.root.is_some() && judge.root().is_none())
         || (memory.online.is_some() && judge.online().is_none())
         || (memory.revocations.is_some() && judge.revocations().is_none())
@@ -320,7 +326,7 @@ fn refill(aside: &SetAside, judge: &Judge, lost: bool) -> Option<String> {
 fn lease(store: &Store, boot_id: &str) -> Result<Option<StoredLease>, VaultError> {
     let bytes = match store.read(StateFile::Lease) {
         Ok(bytes) => bytes,
-        // Without it a new lease is asked for: nothing is lost.
+        // Without it the vault asks for a new lease.
         Err(StoreError::Sealed(_)) => None,
         Err(error) => return Err(error.into()),
     };

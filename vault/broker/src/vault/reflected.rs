@@ -1,18 +1,19 @@
 //! The counts of complete matches: in memory for calls, and on the disk, so that they outlive the
-//! process. A function that can make the vault end gains no guesses.
+//! process. A function that can crash the vault gains no guesses by it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use casemate_trust::id::TenantId;
 use casemate_trust::name::{Identifier, Name};
 use casemate_vault_core::reflection::{Counted, Recorded, Reflections};
 use casemate_vault_store::{Kind, Room, SetAside, Store, StoreError, Write};
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
 use crate::clock;
 
-/// Stopped credentials that a description lists.
+/// Most stopped credentials in a description.
 const MAX_DESCRIBED_STOPPED: usize = 100;
 
 /// Complete matches of secrets in answers, which calls count.
@@ -21,11 +22,11 @@ pub(crate) struct Reflected {
     counts: Mutex<Reflections>,
     store: Arc<Store>,
     boot_id: String,
-    /// Held while a tenant's record is written, so that an older one never replaces a newer one.
+    /// Held while a tenant's record is written, so that an older record never replaces a newer one.
     writing: tokio::sync::Mutex<()>,
 }
 
-/// Whose secret an answer held.
+/// The owner of a secret that an answer held.
 #[derive(Debug, Clone)]
 pub(crate) struct Owner {
     pub(crate) tenant: TenantId,
@@ -33,7 +34,7 @@ pub(crate) struct Owner {
     pub(crate) secret: Identifier,
 }
 
-/// Matches that are counted in memory. Their writing goes on in a task of its own: a function that
+/// Matches that are counted in memory. A task of its own writes them, so that a function that
 /// abandons the call undoes nothing.
 #[derive(Debug)]
 pub(crate) struct Recording {
@@ -42,7 +43,7 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    /// Waits until the count is on the disk. One that cannot be written stops the credential.
+    /// Waits until the count is on the disk. A count that cannot be written stops the credential.
     pub(crate) async fn written(self) -> Recorded {
         let Some(writing) = self.writing else {
             return self.recorded;
@@ -54,15 +55,15 @@ impl Recording {
     }
 }
 
-/// A tenant's counts as they are written down.
+/// The stored form of a tenant's counts.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StoredCounts {
-    /// Of the boot whose clock the times are of.
+    /// The boot whose clock the times use.
     boot_id: String,
     counts: Vec<StoredCount>,
-    /// Since when all of the tenant's credentials are stopped, because an earlier record could not
-    /// be read.
+    /// When all of the tenant's credentials were stopped because an earlier record could not be
+    /// read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unread_since_ms: Option<u64>,
 }
@@ -77,8 +78,8 @@ struct StoredCount {
 }
 
 impl Reflected {
-    /// With what an earlier run has written down. The boot clock says nothing about what was
-    /// counted in an earlier boot: that counts for another hour from now.
+    /// Reads the counts of an earlier run. Times of an earlier boot's clock cannot be compared, so
+    /// those matches count for another hour from now.
     pub(super) fn open(
         store: Arc<Store>,
         boot_id: String,
@@ -102,7 +103,7 @@ impl Reflected {
             let bytes = bytes.map(|bytes| bytes.as_slice());
             writes.extend(reflected.restore(tenant, bytes));
         }
-        // Without it, what was counted in an earlier boot counts for an hour from the next start too.
+        // Without it, matches of an earlier boot count for an hour from the next start too.
         if !writes.is_empty()
             && let Err(error) =
                 reflected
@@ -117,8 +118,8 @@ impl Reflected {
         Ok(reflected)
     }
 
-    /// Takes in a tenant's record, `None` if it did not open, and returns what must be written in
-    /// its place. The credentials of a tenant whose record cannot be read are stopped.
+    /// Restores a tenant's record, `None` if it did not open; returns the record to write in its
+    /// place. The credentials of a tenant whose record cannot be read are stopped.
     fn restore(&self, tenant: TenantId, bytes: Option<&[u8]>) -> Option<Write> {
         let now_ms = clock::boot_ms();
         let stored = bytes
@@ -172,7 +173,7 @@ impl Reflected {
             .stopped_until(tenant, function, secret, clock::boot_ms())
     }
 
-    /// Counts complete matches, and begins to write the count down.
+    /// Counts complete matches, and begins to write the count.
     pub(crate) fn record(self: &Arc<Self>, owner: Owner, matches: u32) -> Recording {
         let recorded = {
             let Owner {
@@ -190,7 +191,7 @@ impl Reflected {
         Recording { recorded, writing }
     }
 
-    /// Whether the newest counts of the owner's tenant could be written; if not, the credential has
+    /// Whether the newest counts of the owner's tenant were written; if not, the credential is
     /// stopped.
     async fn write(self: &Arc<Self>, owner: &Owner) -> bool {
         let _turn = self.writing.lock().await;
@@ -221,7 +222,7 @@ impl Reflected {
         false
     }
 
-    /// The record of a tenant now.
+    /// The present record of a tenant.
     fn row(&self, tenant: &TenantId) -> Write {
         let now_ms = clock::boot_ms();
         let counts = self.lock();
@@ -246,11 +247,12 @@ impl Reflected {
     }
 
     fn lock(&self) -> MutexGuard<'_, Reflections> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock()
     }
 
-    /// For the status page: credentials that are stopped, and for how long still. A secret that was withdrawn, or sealed
-    /// again so that its echoes do not count, stops no call: `counts` says which ones do.
+    /// For the status page: credentials that are stopped, and for how much longer. A secret that
+    /// was withdrawn, or sealed again so that its echoes do not count, stops no call: `counts`
+    /// selects the others.
     pub(super) fn describe(
         &self,
         counts: impl Fn(&TenantId, &Identifier) -> bool,
@@ -307,12 +309,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_counted_before_a_reboot_counts_on() {
+    async fn counts_from_before_a_reboot_still_count() {
         let folder = tempfile::tempdir().unwrap();
         let boots = [
             ("one", Recorded::Counts),
             ("two", Recorded::Counts),
-            // The kernel does not say which boot it is.
+            // The kernel has no boot id.
             ("", Recorded::Stops),
         ];
         for (boot_id, expected) in boots {
@@ -326,7 +328,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_secret_whose_echoes_no_longer_count_is_not_told_as_stopped() {
+    async fn a_secret_whose_echoes_no_longer_count_is_not_reported_as_stopped() {
         let folder = tempfile::tempdir().unwrap();
         let reflected = reflected(store(folder.path()), "one");
         let recorded = reflected.record(owner(), 3).written().await;

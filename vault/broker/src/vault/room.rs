@@ -1,34 +1,36 @@
-//! Which statements may use the store's reserve, when something else has filled the disk: what takes away, and what the root
-//! says. A tenant or a control plane cannot spend the reserve: what it holds for them never grows by such a write.
+//! Decides which statements may use the store's reserve when another program has filled the disk:
+//! those that remove something, and those of the root. A tenant or a control plane cannot use the
+//! reserve up, because such a write never increases what the reserve stores for them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
 
 use casemate_trust::dsse::Envelope;
 use casemate_trust::id::TenantId;
 use casemate_trust::judge::{Accord, Change, Judge, Row, RowKey};
 use casemate_vault_store::{Room, Store, StoreError};
+use parking_lot::Mutex;
 
-use super::accept::record;
+use super::record::record;
 
-/// What signatures and base64 add to a payload, bytes: sixteen keys' signatures with their ids, and a third. What is longer
-/// was made so by whoever carries it.
+/// Bytes that signatures and base64 add to a payload: sixteen keys' signatures with their ids, and
+/// a third. A longer envelope was padded by its carrier.
 const SIGNATURES_BYTES: usize = 8 * 1024;
 
-/// Lengths are compared in these, so that a version of one more digit is no growth; many small steps are.
+/// Lengths are compared in blocks of this size, so that a version with one more digit does not
+/// count as growth; many small steps do.
 const BLOCK_BYTES: usize = 256;
-/// What one tenant may write of the reserve until it is whole again, bytes: its largest withdrawal, or hundreds of usual ones.
-/// What a record replaces stays on the disk until sled cleans up.
+/// Bytes of the reserve that one tenant may use until the reserve is whole again: its largest
+/// withdrawal, or hundreds of usual ones. A replaced record stays on the disk until sled cleans up.
 const TENANT_BYTES: usize = 2 * 1024 * 1024;
-/// What the smallest write takes, bytes.
+/// Bytes that the smallest write takes.
 const WRITE_BYTES: usize = 4 * 1024;
 
-/// What each tenant has written of the reserve since that was whole.
+/// Bytes of the reserve that each tenant has used since it was whole.
 #[derive(Debug, Default)]
 pub(super) struct Spending(Mutex<BTreeMap<TenantId, usize>>);
 
 impl Spending {
-    /// Room for a change that a statement of so many bytes makes.
+    /// The class of a change that a statement of so many bytes makes.
     pub(super) fn of_change(
         &self,
         store: &Store,
@@ -63,8 +65,8 @@ impl Spending {
         }
     }
 
-    /// Room for a manifest: with no object that was not held, and no longer in all than what it replaces and drops, it is a
-    /// withdrawal, a rollback or a renewal.
+    /// The class of a manifest: with no object that was not held, and no longer in all than what it
+    /// replaces and drops, it is a withdrawal, a rollback or a renewal.
     fn of_manifest(
         &self,
         store: &Store,
@@ -93,7 +95,7 @@ impl Spending {
         if bytes.div_ceil(BLOCK_BYTES) > freed.div_ceil(BLOCK_BYTES) {
             return Room::Free;
         }
-        let mut spent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spent = self.0.lock();
         let reserve = store.fill_reserve();
         if reserve.held >= reserve.wanted {
             spent.clear();
@@ -107,7 +109,7 @@ impl Spending {
     }
 }
 
-/// Of a row as it is held.
+/// The length of a row as it is held.
 fn length(store: &Store, key: &RowKey) -> Result<usize, StoreError> {
     let (kind, name) = record(key);
     let held = store.get(kind, &name)?;

@@ -1,20 +1,21 @@
-//! Objects that came before their manifest could be accepted: only those that a verified manifest lists, and so many bytes
-//! in all. Whoever takes most makes room, so that a manifest which can never be finished keeps nobody else out.
+//! Objects that arrived before their manifest could be accepted: only those that a verified
+//! manifest lists, and within a bound. The tenant with the most bytes yields, so that a manifest
+//! which can never be completed does not block others.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use casemate_trust::id::{Digest, TenantId};
 
-/// Most bytes that wait.
+/// Most bytes that may wait.
 const MAX_STAGED_BYTES: usize = 64 * 1024 * 1024;
 
-/// See the module.
+/// The waiting objects, by tenant; the vault owns it.
 #[derive(Debug, Default)]
 pub(super) struct Staging {
     tenants: HashMap<TenantId, Waiting>,
 }
 
-/// One tenant's manifest that waits.
+/// One tenant's waiting manifest.
 #[derive(Debug, Default)]
 struct Waiting {
     wanted: BTreeSet<Digest>,
@@ -22,32 +23,32 @@ struct Waiting {
     held_bytes: usize,
 }
 
-/// Why an object is not kept.
+/// Why an object is not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NotStaged {
     /// No manifest waits for it.
     Unlisted,
-    /// Those who wait for it hold more than anybody else, and there is no room.
+    /// The tenants that wait for it hold more than any other, and there is no room.
     TooMany,
 }
 
 impl Staging {
-    /// The tenant's newest manifest still needs these.
+    /// The tenant's newest manifest still needs these objects.
     pub(super) fn wants(&mut self, tenant: TenantId, missing: &[Digest]) {
         self.tenants.entry(tenant).or_default().wanted = missing.iter().copied().collect();
     }
 
-    /// The tenant's manifest waits no longer.
+    /// The tenant's manifest no longer waits.
     pub(super) fn done(&mut self, tenant: &TenantId) {
         self.tenants.remove(tenant);
     }
 
-    /// An object that waits for this tenant's manifest.
+    /// A waiting object of this tenant's manifest.
     pub(super) fn get(&self, tenant: &TenantId, digest: &Digest) -> Option<&Vec<u8>> {
         self.tenants.get(tenant)?.held.get(digest)
     }
 
-    /// Keeps an object for every manifest that waits for it.
+    /// Stores an object for every manifest that waits for it.
     pub(super) fn stage(&mut self, bytes: &[u8]) -> Result<(), NotStaged> {
         let digest = Digest::of(bytes);
         let waits = |waiting: &Waiting| waiting.wanted.contains(&digest);
@@ -73,7 +74,8 @@ impl Staging {
         kept.then_some(()).ok_or(NotStaged::TooMany)
     }
 
-    /// Room for so many more bytes of this tenant: what others hold goes, while they hold more than it would. They want it again.
+    /// Makes room for so many more bytes of this tenant: objects of other tenants are dropped as
+    /// long as those hold more than this one would. Their manifests ask for them again.
     fn make_room(&mut self, tenant: &TenantId, bytes: usize) -> bool {
         let of_tenant =
             |staging: &Self| staging.tenants.get(tenant).map_or(0, |own| own.held_bytes);
@@ -132,7 +134,7 @@ mod tests {
         let (hog, second) = (TenantId([1; 32]), TenantId([2; 32]));
         assert!(staging.get(&second, &Digest::of(&object(2, 9))).is_some());
         assert!(staging.get(&hog, &Digest::of(&object(1, 0))).is_none());
-        // What had to go is wanted again, as far as there is room.
+        // A dropped object is wanted again, as far as there is room.
         assert_eq!(staging.stage(&object(1, 0)), Ok(()));
         assert_eq!(staging.stage(&object(2, 9)), Err(NotStaged::Unlisted));
     }
@@ -154,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_that_two_list_is_kept_for_both_and_one_that_is_done_takes_no_room() {
+    fn an_object_of_two_manifests_is_kept_for_both_and_a_completed_manifest_takes_no_room() {
         let mut staging = Staging::default();
         let (one, other, bytes) = (TenantId([1; 32]), TenantId([2; 32]), object(1, 1));
         let digest = Digest::of(&bytes);

@@ -22,9 +22,9 @@ use zeroize::Zeroizing;
 use crate::upstream::Upstream;
 pub(crate) use vault::Vault;
 
-/// The secret.
+/// The secret's value.
 pub(crate) const KEY: &str = "sk_live_0123456789abcdef";
-/// When everything expires.
+/// Expiry of all statements.
 pub(crate) const FAR: u64 = 4_000_000_000;
 
 pub(crate) fn key(seed: u8) -> SigningKey {
@@ -43,11 +43,11 @@ pub(crate) struct Fleet {
     pub(crate) pool: Pool,
     /// Seed of the tenant's key.
     tenant_seed: u8,
-    /// What a test wants to be otherwise in the release.
+    /// A test's changes to the release.
     pub(crate) edit_release: fn(&mut Release),
-    /// What follows when answers hold the secret.
+    /// The consequence of answers that hold the secret.
     pub(crate) reflection: Reflection,
-    /// The secret; [`KEY`] unless a test wants another.
+    /// The secret's value; [`KEY`] unless a test sets another.
     pub(crate) value: Vec<u8>,
     upstream_host: String,
     upstream_port: u16,
@@ -89,7 +89,7 @@ impl Fleet {
         }
     }
 
-    /// The vault of an earlier program, whose node was a member.
+    /// Starts on the state of an earlier program, whose node was a member.
     pub(crate) async fn of_earlier(folder: tempfile::TempDir, upstream: &Upstream) -> Self {
         let mut fleet = Self::of_folder(folder, upstream);
         fleet.kill_and_restart().await;
@@ -101,7 +101,7 @@ impl Fleet {
         fleet
     }
 
-    /// Starts a vault on a folder that it refuses: what it says, and its exit code.
+    /// Starts a vault on a folder that it refuses; returns its message and its exit code.
     pub(crate) async fn refused(folder: &Path) -> (String, i32) {
         let mut vault = Vault::start(folder);
         let failed = vault.wait(|message| match message {
@@ -112,7 +112,7 @@ impl Fleet {
         (message, vault.exit_code())
     }
 
-    /// Without a vault that runs.
+    /// Makes a fleet without a running vault.
     fn of_folder(folder: tempfile::TempDir, upstream: &Upstream) -> Self {
         let root = Root {
             version: 1,
@@ -177,7 +177,7 @@ impl Fleet {
         self.vault = None;
     }
 
-    /// With these limits, shell commands, from its next start on.
+    /// Sets limits, as shell commands, that apply from the next start on.
     pub(crate) fn limit(&self, limits: &str) {
         std::fs::write(self.folder.path().join("limits"), limits).unwrap();
     }
@@ -192,18 +192,18 @@ impl Fleet {
             .collect()
     }
 
-    /// What the vault says of itself.
+    /// The vault's description of itself.
     pub(crate) async fn describe(&mut self) -> serde_json::Value {
         self.vault().describe().await
     }
 
-    /// What the vault tells init, once it tells anything.
+    /// The vault's file for init, once it exists.
     pub(crate) fn image_file(&self) -> Option<serde_json::Value> {
         let text = std::fs::read(self.folder.path().join("vault/image.json")).ok()?;
         Some(serde_json::from_slice(&text).unwrap())
     }
 
-    /// Has the file say something else while no vault runs, and starts one.
+    /// Changes the file while no vault runs, and starts one.
     pub(crate) fn spoil_image_file_and_restart(&mut self) {
         self.vault = None;
         std::fs::write(self.folder.path().join("vault/image.json"), "{}").unwrap();
@@ -215,14 +215,14 @@ impl Fleet {
         self.vault = Some(Vault::start(self.folder.path()));
     }
 
-    /// Takes away what the vault's records need in order to be written, while the vault runs.
+    /// Removes files that the vault needs to write its records, while it runs.
     pub(crate) fn lose_the_records(&self) {
         std::fs::remove_dir_all(self.folder.path().join("vault/records/blobs")).unwrap();
     }
 
-    /// Ends the vault, spoils its records from `at` on, and starts it again.
+    /// Ends the vault, damages its records from `at` on, and starts it again.
     pub(crate) fn damage_records_and_restart(&mut self, at: usize) {
-        /// Between two wrong bytes: no message of sled's log stays whole.
+        /// Distance between two wrong bytes: no message of sled's log stays whole.
         const STEP: usize = 64;
         self.vault = None;
         let path = self.folder.path().join("vault/records/db");
@@ -240,7 +240,7 @@ impl Fleet {
         assert_eq!(self.answer_lease(&nonce, 20).await, None);
     }
 
-    /// Becomes a member; the nonce that wants an answer.
+    /// Becomes a member; returns the nonce that awaits an answer.
     pub(crate) async fn join_without_lease(&mut self) -> [u8; 32] {
         let hello = self
             .vault()
@@ -279,7 +279,7 @@ impl Fleet {
         self.root.to_bytes()
     }
 
-    /// Shows everything that the root says, and the grant.
+    /// Submits all statements of the root, and the grant.
     pub(crate) async fn fill(&mut self, node_key: PublicKey, sealing_key: &SealingKey) {
         let public = key(20).public();
         let online = OnlineKey {
@@ -308,7 +308,7 @@ impl Fleet {
         }
     }
 
-    /// From here on, everything is about another tenant, which the root has signed too.
+    /// Switches to another tenant, which the root has signed too.
     pub(crate) async fn admit_another_tenant(&mut self, name: &str, seed: u8) {
         let tenant = Tenant::first(
             self.fleet,
@@ -324,12 +324,12 @@ impl Fleet {
         assert_eq!(verdict, Verdict::Accepted);
     }
 
-    /// From here on, everything is about another tenant, whose key has this seed.
+    /// Switches to another tenant, whose key has this seed.
     pub(crate) fn become_tenant(&mut self, tenant: Tenant, seed: u8) {
         (self.tenant, self.tenant_seed) = (tenant, seed);
     }
 
-    /// Answers a nonce with the key of this seed; the refusal's code, if it was refused.
+    /// Answers a nonce with the key of this seed; returns the refusal's code, if any.
     pub(crate) async fn answer_lease(&mut self, nonce: &[u8; 32], seed: u8) -> Option<String> {
         self.answer_lease_with(nonce, seed, Claims::default()).await
     }
@@ -359,7 +359,7 @@ impl Fleet {
         }
     }
 
-    /// The node's public keys, as it joined.
+    /// The node's public keys from its join request.
     pub(crate) fn node_keys(&self) -> (PublicKey, SealingKey) {
         let hello = self.hello.as_ref().unwrap();
         let request = Envelope::parse(hello.join_request.as_ref().unwrap()).unwrap();
@@ -420,7 +420,7 @@ impl Fleet {
             limits,
         };
         let value = SecretValue::parse(Zeroizing::new(self.value.clone())).unwrap();
-        // The same bytes each time, so that the digest is: a test's luxury.
+        // Deterministic, so that the digest is; only for tests.
         Secret::seal(place, &self.pool, &value, &mut |bytes| bytes.fill(6)).unwrap()
     }
 
@@ -454,7 +454,7 @@ impl Fleet {
         self.vault().submit(ObjectKind::Manifest, bytes).await
     }
 
-    /// Shows manifest, what it misses, and the manifest again; the release's digest.
+    /// Submits the manifest, what it misses, and the manifest again; returns the release's digest.
     pub(crate) async fn deploy(&mut self, version: u64) -> [u8; 32] {
         let digest = self.show_manifest(version).await;
         while self.vault().plan().await.functions.is_empty() {}

@@ -17,21 +17,21 @@ const SOON: Duration = Duration::from_secs(30);
 pub(crate) struct Vault {
     child: Child,
     control: Control<ToVault, FromVault>,
-    /// The same socket, for what is no message.
+    /// The same socket, for packets that are not a message.
     pub(crate) socket: OwnedFd,
     kept: Vec<FromVault>,
     next: u64,
 }
 
 impl Vault {
-    /// What the kernel says of the process, in KiB.
+    /// A figure of the process from the kernel, in KiB.
     pub(crate) fn kib(&self, what: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with(what)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until the process has ended by itself.
     pub(super) fn exit_code(&mut self) -> i32 {
         self.child.wait().unwrap().code().unwrap()
     }
@@ -57,7 +57,7 @@ impl Vault {
     pub(super) fn start(folder: &Path) -> Self {
         let (ours, theirs) = casemate_channel::control::pair().unwrap();
         rustix::io::ioctl_fionbio(&theirs, false).unwrap();
-        // Limits are the test's business; without any this only runs the vault.
+        // The test may set limits; without any, this only runs the vault.
         let limits = std::fs::read_to_string(folder.join("limits")).unwrap_or_default();
         let mut command = Command::new("sh");
         command
@@ -83,7 +83,7 @@ impl Vault {
         self.control.send(&message, &fds).await.unwrap();
     }
 
-    /// What it holds.
+    /// The list of held statements.
     pub(crate) async fn have(&mut self) -> Have {
         self.send(ToVault::Connected, None).await;
         let mut arriving = Arriving::new(MAX_TENANTS as u32);
@@ -122,7 +122,7 @@ impl Vault {
         serde_json::from_str(&description.await).unwrap()
     }
 
-    /// The next message that `pick` wants; others are kept for later.
+    /// The next message that `pick` selects; others are kept for later.
     pub(crate) async fn wait<T>(&mut self, pick: impl Fn(FromVault) -> Option<T>) -> T {
         if let Some(at) = self
             .kept
@@ -134,7 +134,7 @@ impl Vault {
         loop {
             let received = tokio::time::timeout(SOON, self.control.recv())
                 .await
-                .expect("the vault says nothing")
+                .expect("the vault sends nothing")
                 .unwrap();
             let (message, _) = received.expect("the vault has ended");
             match pick(message.clone()) {

@@ -1,4 +1,4 @@
-//! Small upstreams over TLS that remember what they were sent.
+//! Small upstreams over TLS that record what they receive.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
@@ -8,8 +8,8 @@ use std::convert::Infallible;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::Mutex;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -41,10 +42,10 @@ impl Seen {
     }
 }
 
-/// The name that every upstream has.
+/// The name of every upstream.
 const HOST: &str = "pay.test";
 
-/// What an upstream proves its name with, as PEM.
+/// An upstream's certificate and key, as PEM.
 pub(crate) struct Certificate {
     ca: String,
     leaf: String,
@@ -52,7 +53,7 @@ pub(crate) struct Certificate {
 }
 
 impl Certificate {
-    /// A new one, of an authority of its own.
+    /// Makes a new one, with an authority of its own.
     pub(crate) fn new() -> Self {
         let ca_key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
@@ -70,7 +71,7 @@ impl Certificate {
         }
     }
 
-    /// The one that [`Certificate::keep`] has put into a folder.
+    /// Reads the one that [`Certificate::keep`] has written.
     pub(crate) fn kept(folder: &Path) -> Self {
         let read = |name| std::fs::read_to_string(folder.join(name)).unwrap();
         Self {
@@ -80,7 +81,7 @@ impl Certificate {
         }
     }
 
-    /// Puts it into a folder.
+    /// Writes it to a folder.
     pub(crate) fn keep(&self, folder: &Path) {
         let write = |name, text: &str| std::fs::write(folder.join(name), text).unwrap();
         write("upstream-ca.pem", &self.ca);
@@ -138,7 +139,7 @@ impl Upstream {
         (upstream, listener, tls)
     }
 
-    /// Speaks HTTP/2, or HTTP/1.1 where asked to.
+    /// Starts an HTTP/2 upstream, or HTTP/1.1 on request.
     pub(crate) async fn start(key: &'static str) -> Self {
         Self::start_with(key, &["h2", "http/1.1"]).await
     }
@@ -148,7 +149,7 @@ impl Upstream {
         Self::serve(key, listening)
     }
 
-    /// At this address, with this certificate.
+    /// Starts at this address, with this certificate.
     pub(crate) async fn start_at(
         address: SocketAddr,
         certificate: &Certificate,
@@ -180,7 +181,7 @@ impl Upstream {
         upstream
     }
 
-    /// Listens no longer; the next may have its address.
+    /// Stops listening; the next upstream may use its address.
     pub(crate) async fn stop(self) {
         if let Some(serving) = self.serving {
             serving.abort();
@@ -198,13 +199,13 @@ impl Upstream {
     }
 
     pub(crate) fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().unwrap().clone()
+        self.seen.lock().clone()
     }
 }
 
 type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
 
-/// A body without end, and how much of it was taken.
+/// A body without end, and a count of the bytes taken.
 fn endless(produced: Arc<AtomicUsize>) -> Body {
     const PIECE: &[u8] = &[b'x'; 16 * 1024];
     let pieces = futures_util::stream::repeat_with(move || {
@@ -214,7 +215,7 @@ fn endless(produced: Arc<AtomicUsize>) -> Body {
     StreamBody::new(pieces).boxed_unsync()
 }
 
-/// A body in small pieces with a trailer, all of which say the key.
+/// A body in small pieces with a trailer, all of which contain the key.
 fn in_pieces(body: &[u8], key: &str) -> Body {
     let mut frames: Vec<_> = body
         .chunks(3)
@@ -228,7 +229,7 @@ fn in_pieces(body: &[u8], key: &str) -> Body {
     StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync()
 }
 
-/// An answer whose body holds what the request was authorised with, written as the query says.
+/// An answer whose body contains the request's credential, encoded as the query says.
 fn mirror(how: &str, key: &str) -> Response<Body> {
     let text = format!("{{\"before\":1,\"key\":\"{key}\",\"after\":2}}");
     let base64 = base64::engine::general_purpose::STANDARD;
@@ -277,7 +278,7 @@ async fn answer(
 ) -> Result<Response<Body>, Infallible> {
     let (head, body) = request.into_parts();
     if head.uri.path() == "/v1/deaf" {
-        // Neither reads nor answers; `body` stays as it is.
+        // Neither reads nor answers; `body` stays unread.
         std::future::pending::<()>().await;
     }
     let body = body
@@ -300,7 +301,7 @@ async fn answer(
         .path_and_query()
         .map(ToString::to_string)
         .unwrap_or_default();
-    seen.lock().unwrap().push(Seen {
+    seen.lock().push(Seen {
         target,
         headers,
         body: String::from_utf8_lossy(&body).into_owned(),

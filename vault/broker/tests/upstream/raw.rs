@@ -1,9 +1,10 @@
-//! An upstream that speaks HTTP/1.1 byte by byte, as a test has written it down.
+//! An upstream that speaks HTTP/1.1 byte by byte, by a script.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -18,14 +19,15 @@ pub(crate) enum Then {
     Close,
     /// Nothing more is read or written.
     Hold,
-    /// The next head is read, and the connection closed without an answer: what an idle timeout at that moment looks like.
+    /// The next head is read, and the connection is closed without an answer, as by an idle timeout
+    /// at that moment.
     CloseAtNext,
 }
 
-/// What the upstream does once it has read a head.
+/// The upstream's behaviour after it has read a head.
 pub(crate) type Script = dyn Fn(&str) -> (Vec<u8>, Then) + Send + Sync;
 
-/// The upstream and what has become of its connections.
+/// The upstream and the state of its connections.
 pub(crate) struct Raw {
     pub(crate) upstream: Upstream,
     heads: Arc<Mutex<Vec<String>>>,
@@ -54,7 +56,7 @@ impl Raw {
         Self::start_with(true, script).await
     }
 
-    /// Without handshakes, a connection stands and TLS never begins.
+    /// Starts the upstream; without handshakes, it accepts connections and never begins TLS.
     pub(crate) async fn start_with(
         handshakes: bool,
         script: impl Fn(&str) -> (Vec<u8>, Then) + Send + Sync + 'static,
@@ -104,9 +106,9 @@ impl Raw {
         );
     }
 
-    /// The heads that were read, as they came.
+    /// The heads that were read, in order.
     pub(crate) fn heads(&self) -> Vec<String> {
-        self.heads.lock().unwrap().clone()
+        self.heads.lock().clone()
     }
 }
 
@@ -118,7 +120,7 @@ async fn serve(
 ) -> std::io::Result<()> {
     let mut stream = tls.accept(stream).await?;
     let head = read_head(&mut stream).await?;
-    heads.lock().unwrap().push(head.clone());
+    heads.lock().push(head.clone());
     let (bytes, then) = script(&head);
     stream.write_all(&bytes).await?;
     stream.flush().await?;
@@ -130,7 +132,7 @@ async fn serve(
         }
         Then::CloseAtNext => {
             let head = read_head(&mut stream).await?;
-            heads.lock().unwrap().push(head);
+            heads.lock().push(head);
             stream.shutdown().await
         }
     }

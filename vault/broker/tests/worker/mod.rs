@@ -1,4 +1,4 @@
-//! What a worker says on its channel.
+//! A worker's messages on its channel.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
@@ -16,12 +16,12 @@ use crate::upstream::Upstream;
 
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 
-/// What a worker gets back.
+/// The answer that a worker gets.
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) fields: Fields,
     pub(crate) body: Vec<u8>,
-    /// It ended before its end.
+    /// The answer broke off.
     pub(crate) broken: bool,
 }
 
@@ -132,7 +132,7 @@ pub(crate) async fn serving_with(
     (fleet, release)
 }
 
-/// Lets plain `fetch` reach the host of the slot too.
+/// Allows plain `fetch` to the host of the slot too.
 pub(crate) fn with_plain_egress(release: &mut Release) {
     let slot = &release.credentials[0];
     release.egress.push(EgressRule {

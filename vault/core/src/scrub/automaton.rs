@@ -1,22 +1,22 @@
-//! A search for many byte strings at once. Its cost depends on the number of bytes and on which of
-//! them are skipped, and not on the needles' bytes: each byte is one step in a table, there is no
-//! prefilter, and a match is looked for only after the last byte.
+//! Searches for many byte strings at once. The cost depends on the number of bytes and on which of
+//! them are skipped, not on the needles' bytes: each byte is one step in a table, there is no
+//! prefilter, and matches are looked for only after the last byte.
 
 use zeroize::Zeroizing;
 
-/// Texts from this size on are searched in [`LANES`] parts at a time, bytes. A step waits for the
-/// step before it, so that the parts together take hardly longer than one of them.
+/// Texts from this size on are searched in [`LANES`] parts at a time, bytes. Each step depends on
+/// the one before, so several parts in parallel take hardly longer than one.
 const MIN_LANES_BYTES: usize = 2048;
-/// Parts of a text that are searched at a time.
+/// Parts of a text that are searched in parallel.
 const LANES: usize = 8;
-/// The class of bytes that are skipped: they lead from each state to the same state.
+/// The class of skipped bytes: in every state they lead to the same state.
 const SKIPPED_CLASS: u8 = 0;
 /// The class of bytes that occur in no needle.
 const OTHER_CLASS: u8 = 1;
 
-/// Bytes that are skipped, in a needle as in a text. Servers put them between the bytes of a value
-/// (line breaks of folded text, the zeros of UTF-16, the quotes and backslashes of JSON at any
-/// depth), and `+` stands for a space in a form.
+/// Whether a byte is skipped, in a needle and in a text. Servers put such bytes between the bytes
+/// of a value (line breaks of folded text, the zeros of UTF-16, the quotes and backslashes of JSON
+/// at any depth), and `+` stands for a space in a form.
 pub(super) const fn is_skipped(byte: u8) -> bool {
     matches!(
         byte,
@@ -27,32 +27,33 @@ pub(super) const fn is_skipped(byte: u8) -> bool {
 /// A complete match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Match {
-    /// The number of the needle.
+    /// The index of the needle.
     pub(super) needle: usize,
-    /// Where it begins in the text.
+    /// Start of the match in the text.
     pub(super) from: usize,
-    /// Where it ends.
+    /// End of the match.
     pub(super) to: usize,
 }
 
-/// The Aho-Corasick automaton of some needles, as a table. ASCII letters match without case. A
-/// state in which a needle is complete is never left.
+/// The Aho-Corasick automaton of some needles, as a table. ASCII letters match in any case. A state
+/// in which a needle is complete is never left.
 pub(super) struct Automaton {
     classes: [u8; 256],
-    /// The next state by state and class. A state's number is where its row begins.
+    /// The next state by state and class. A state's number is the start of its row.
     table: Zeroizing<Vec<u32>>,
     /// The number of the first state in which a needle is complete; the state of needle `n` is `n`
     /// rows further.
     first_complete: u32,
     stride: usize,
-    /// Bytes of each needle that are not skipped.
+    /// Number of bytes of each needle that are not skipped.
     lengths: Vec<usize>,
-    /// Bytes of the longest needle.
+    /// Number of bytes of the longest needle.
     pub(super) longest: usize,
 }
 
 impl Automaton {
-    /// For needles that hold no skipped byte and no upper-case letter, and are not empty.
+    /// Makes the automaton for needles that are not empty and contain no skipped byte and no
+    /// upper-case letter.
     pub(super) fn new(needles: &[&[u8]]) -> Self {
         let (classes, stride) = classes(needles);
         let most_states = 1 + needles.iter().map(|needle| needle.len()).sum::<usize>();
@@ -106,8 +107,8 @@ impl Automaton {
         Some(rows as usize / self.stride)
     }
 
-    /// The number of a needle that the text holds. A needle with so many skipped bytes in it that it
-    /// spans more than `reach` bytes may be missed in a long text.
+    /// The index of a needle that the text contains. A needle that spans more than `reach` bytes,
+    /// because of many skipped bytes in it, may be missed in a long text.
     pub(super) fn find(&self, text: &[u8], reach: usize) -> Option<usize> {
         let part = text.len() / LANES;
         if text.len() < MIN_LANES_BYTES || part < self.longest {
@@ -120,9 +121,9 @@ impl Automaton {
                 *state = self.step(*state, lane[at]);
             }
         }
-        // The last part goes on to the end, and each other part into the next ones, for as many bytes
-        // as the longest needle has. Those that are skipped do not count: a server may put any number
-        // of them between two bytes.
+        // The last part is searched to the end, and each other part continues into the next ones,
+        // for as many bytes as the longest needle has. Skipped bytes do not count: a server may put
+        // any number of them between two bytes.
         let mut ends = states.into_iter().enumerate().map(|(lane, state)| {
             let from = (lane + 1) * part;
             let to = (from + reach).min(text.len());
@@ -136,7 +137,7 @@ impl Automaton {
         ends.find_map(|needle| needle)
     }
 
-    /// The first needle that ends in the text, and where it stands.
+    /// The first needle that ends in the text, and its position.
     pub(super) fn first(&self, text: &[u8]) -> Option<Match> {
         let mut state = 0;
         let (last, needle) = text.iter().enumerate().find_map(|(at, byte)| {
@@ -153,7 +154,7 @@ impl Automaton {
     }
 }
 
-/// The class of each byte, and how many classes there are.
+/// The class of each byte, and the number of classes.
 fn classes(needles: &[&[u8]]) -> ([u8; 256], usize) {
     let mut classes = [OTHER_CLASS; 256];
     let mut count = OTHER_CLASS + 1;
@@ -161,7 +162,8 @@ fn classes(needles: &[&[u8]]) -> ([u8; 256], usize) {
         let class = &mut classes[usize::from(*byte)];
         if *class == OTHER_CLASS {
             *class = count;
-            // 256 bytes less those that are skipped: there is always one more number.
+            // There are fewer classes than bytes, because some bytes are skipped, so the count
+            // cannot overflow.
             count += 1;
         }
     }
@@ -175,14 +177,15 @@ fn classes(needles: &[&[u8]]) -> ([u8; 256], usize) {
     (classes, usize::from(count))
 }
 
-/// The needles as a tree, and with its failure links a complete automaton.
+/// The needles as a tree; with its failure links, a complete automaton.
 struct Trie {
     next: Zeroizing<Vec<u32>>,
     stride: usize,
 }
 
 impl Trie {
-    /// With room for so many states: growing would leave copies of the needles behind.
+    /// Makes a tree with capacity for so many states, because growing would leave copies of the
+    /// needles behind.
     fn new(stride: usize, most_states: usize) -> Self {
         let mut next = Zeroizing::new(Vec::with_capacity(most_states * stride));
         next.resize(stride, 0);
@@ -193,7 +196,7 @@ impl Trie {
         self.next[state * self.stride + class] as usize
     }
 
-    /// The state after this one and a byte of this class, which is made if there is none.
+    /// The state after this one and a byte of this class; it is made if it does not exist.
     fn insert(&mut self, state: usize, class: u8, complete: &mut Vec<Option<usize>>) -> usize {
         let at = state * self.stride + usize::from(class);
         if self.next[at] == 0 {
@@ -204,8 +207,8 @@ impl Trie {
         self.next[at] as usize
     }
 
-    /// Completes the tree, level by level: where it has no way on, the way on of the longest suffix
-    /// that is in the tree holds. Returns the states in that order.
+    /// Completes the tree, level by level: a missing transition is that of the longest suffix that
+    /// is in the tree. Returns the states in that order.
     fn link(&mut self, complete: &mut [Option<usize>]) -> Vec<usize> {
         let mut suffixes = vec![0; complete.len()];
         let mut order = vec![0];
@@ -277,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_skipped_belongs_to_the_match_only_inside_of_it() {
+    fn skipped_bytes_belong_to_the_match_only_inside_of_it() {
         let automaton = Automaton::new(&[b"abcd"]);
         let found = automaton.first(b"x \"a\r\n b\\\"c\0D\" y").unwrap();
         assert_eq!((found.from, found.to), (3, 13));
@@ -285,7 +288,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_finds_what_a_plain_search_finds(
+        fn the_automaton_finds_what_a_plain_search_finds(
             needles in proptest::collection::vec("[ab]{1,5}", 1..5),
             text in "[abAB\\-. ]{0,60}",
         ) {

@@ -1,5 +1,5 @@
-//! A body on its way to the function. What is held back of it, and for how long, depends on how many
-//! bytes have come and on blank lines, and on nothing else.
+//! Scrubs a body on its way to the function. How much is held back, and for how long, depends on
+//! the number of bytes and on blank lines alone.
 
 use std::sync::Arc;
 
@@ -8,11 +8,12 @@ use bytes::{Bytes, BytesMut};
 use super::search::{Found, Matches, Searcher, TooCostly, Work};
 use super::{MAX_STEPS_PER_BYTE, SPARE_STEPS};
 
-/// Largest part of a body that is searched at a time, bytes. A larger piece is best given in parts of
-/// this size, with other work in between.
+/// Largest part of a body that is searched at a time, bytes. Pass a larger piece in parts of this
+/// size, and yield in between.
 pub const MAX_BLOCK_BYTES: usize = 64 * 1024;
 
-/// Scrubs a body that comes in pieces.
+/// Scrubs a body that comes in pieces. The delivery of an answer owns it, pushes each piece, and
+/// finishes it at the end.
 pub struct BodyScrubber {
     searcher: Arc<Searcher>,
     held: BytesMut,
@@ -22,7 +23,8 @@ pub struct BodyScrubber {
 }
 
 impl BodyScrubber {
-    /// For one body. Bodies that are searched for the same values may share what finds these.
+    /// Makes a scrubber for one body. Bodies that are searched for the same values may share a
+    /// searcher.
     pub fn new(searcher: impl Into<Arc<Searcher>>) -> Self {
         Self {
             searcher: searcher.into(),
@@ -32,12 +34,12 @@ impl BodyScrubber {
         }
     }
 
-    /// What the function may see, now that this piece has come: everything up to the last blank line,
-    /// which no spelling of a value contains, or else everything but as many bytes as the longest
-    /// spelling takes, once there are twice as many.
+    /// The visible text after this piece: everything up to the last blank line, which no spelling
+    /// of a value contains; or, once there are twice as many bytes as the longest spelling takes,
+    /// everything except that many.
     ///
     /// # Errors
-    /// The body must be given up.
+    /// The answer must be refused.
     pub fn push(&mut self, piece: &[u8]) -> Result<Bytes, TooCostly> {
         self.work.steps_left += piece.len() as u64 * MAX_STEPS_PER_BYTE;
         let mut visible = BytesMut::new();
@@ -62,30 +64,30 @@ impl BodyScrubber {
     /// The rest, when the body has ended.
     ///
     /// # Errors
-    /// The body must be given up.
+    /// The answer must be refused.
     pub fn finish(&mut self) -> Result<Bytes, TooCostly> {
         Ok(self.scrub()?.freeze())
     }
 
-    /// How often each value has been found since this was last asked, by its place in the list that
-    /// was given; shorter where the last ones have not been found.
+    /// The matches of each value since the last call, by its index in the given list; shorter if
+    /// the last values have no match.
     pub fn take_matches(&mut self) -> Vec<u32> {
         self.matches.take()
     }
 
-    /// Steps that are left.
+    /// Number of steps left.
     #[cfg(test)]
     pub(super) fn left(&self) -> u64 {
         self.work.steps_left
     }
 
-    /// Lets so many steps be taken at first.
+    /// Sets the initial number of steps.
     #[cfg(test)]
     pub(super) fn allow(&mut self, steps: u64) {
         self.work.steps_left = steps;
     }
 
-    /// Takes what is held, with every value in it replaced.
+    /// Takes the held bytes, with every value in them replaced.
     fn scrub(&mut self) -> Result<BytesMut, TooCostly> {
         let mut text = self.held.split();
         while let Some(found) = self.searcher.locate(&text, &mut self.work)? {
@@ -107,7 +109,7 @@ impl BodyScrubber {
     }
 }
 
-/// Where the last blank line ends: two line breaks of one kind, as between server-sent events
+/// The end of the last blank line: two line breaks of one kind, as between server-sent events
 /// (HTML, section 9.2.5).
 fn blank_line(text: &[u8]) -> Option<usize> {
     let ends_line = |at: usize| {

@@ -1,7 +1,8 @@
-//! Character references of HTML by name (HTML, section 13.5), of the characters that a credential
-//! may hold: those of ASCII that are not letters or digits, and those of Latin-1.
+//! Named character references of HTML (HTML, section 13.5), for the characters that a credential
+//! may contain: those of ASCII that are not letters or digits, and those of Latin-1.
 
-/// References that also count without `;` (HTML, section 13.2.5.73), in order: name and character.
+/// References that are also valid without `;` (HTML, section 13.2.5.73), sorted: name and
+/// character.
 const BARE: &[(&str, char)] = &[
     ("AElig", '\u{c6}'),
     ("AMP", '&'),
@@ -109,7 +110,7 @@ const BARE: &[(&str, char)] = &[
     ("yuml", '\u{ff}'),
 ];
 
-/// References that count with `;` alone, in order: name and character.
+/// References that are valid with `;` alone, sorted: name and character.
 const CLOSED: &[(&str, char)] = &[
     ("DiacriticalGrave", '`'),
     ("Hat", '^'),
@@ -154,8 +155,8 @@ const CLOSED: &[(&str, char)] = &[
 /// Longest name.
 const MAX_NAME_BYTES: usize = 16;
 
-/// The character that a name at the beginning of a text stands for, and the length of the reference
-/// behind its `&`. The longest name counts.
+/// The character of the reference whose name begins a text, and the length of the reference behind
+/// its `&`. The longest name counts.
 pub(super) fn named(text: &[u8]) -> Option<(char, usize)> {
     let letters = text.iter().take(MAX_NAME_BYTES);
     let letters = letters.take_while(|byte| byte.is_ascii_alphanumeric());
@@ -172,7 +173,7 @@ pub(super) fn named(text: &[u8]) -> Option<(char, usize)> {
     Some((char, bare.len() + usize::from(closed)))
 }
 
-/// The longest name with which this one begins, of those that count without `;`.
+/// The longest name at the beginning of this one, among those that are valid without `;`.
 fn longest_bare(name: &[u8]) -> Option<(&'static str, char)> {
     let initial = name.first()?;
     let from = BARE.partition_point(|(own, _)| own.as_bytes()[0] < *initial);
@@ -183,7 +184,7 @@ fn longest_bare(name: &[u8]) -> Option<(&'static str, char)> {
     matching.max_by_key(|(own, _)| own.len()).copied()
 }
 
-/// Those that are in every text, first.
+/// The most common references are checked first.
 fn usual(name: &[u8]) -> Option<char> {
     Some(match name {
         b"amp" => '&',

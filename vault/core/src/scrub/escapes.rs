@@ -1,4 +1,5 @@
-//! Views in which escapes of one language are read and everything else stays as it is.
+//! Views of a text in which the escapes of one language are decoded and everything else is
+//! unchanged.
 
 use std::ops::ControlFlow;
 
@@ -10,10 +11,10 @@ use super::entities;
 /// A language of escapes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Language {
-    /// Two or four bytes a character (UTF-16, UTF-32): the zeros are left out, but for single ones,
+    /// Two or four bytes a character (UTF-16, UTF-32): the zeros are removed, except single ones,
     /// which are skipped anyway.
     Wide,
-    /// `%2F` (RFC 3986, section 2.1) and `%u002F`. What a form writes as `+` is skipped anyway.
+    /// `%2F` (RFC 3986, section 2.1) and `%u002F`. The `+` of a form is skipped anyway.
     Percent,
     /// JSON (RFC 8259, section 7), JavaScript, C and Python: `\n`, `\x2F`, `\u002F`, `\u{2F}`,
     /// `\57`, `\\`. The backslash of `\"` and `\/` is skipped anyway.
@@ -22,21 +23,21 @@ pub(super) enum Language {
     Html,
     /// Mail (RFC 2045, section 6.7): `=2F`, and `=` at the end of a line.
     QuotedPrintable,
-    /// A line that was folded (RFC 5322, section 2.2.3): its line break and what indents the next
-    /// line, where the line is text and so long that it may have been.
+    /// A folded line (RFC 5322, section 2.2.3): its line break and the indentation of the next
+    /// line, if the line is text and long enough to have been folded.
     Folded,
 }
 
-/// Shorter lines were not folded, bytes.
+/// Shorter lines are never folded, bytes.
 const MIN_FOLDED_BYTES: usize = 60;
 
-/// What an escape stands for.
+/// A decoded escape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Escape {
     bytes: [u8; 4],
-    /// How many of `bytes` count.
+    /// How many of `bytes` are used.
     length: usize,
-    /// Bytes of the text that it takes.
+    /// Bytes of the text that the escape takes.
     used: usize,
     /// Bytes before its first one that it takes too.
     used_before: usize,
@@ -83,8 +84,8 @@ impl Language {
         Self::Folded,
     ];
 
-    /// Whether it matters only where nothing else was decoded before. What it leaves out is skipped
-    /// anyway, so that it matters only to what is decoded after it.
+    /// Whether the view matters only as the first decoding. It only removes bytes that are skipped
+    /// anyway, so it matters only to what is decoded after it.
     pub(super) const fn is_outermost(self) -> bool {
         matches!(self, Self::Wide | Self::Folded)
     }
@@ -100,7 +101,7 @@ impl Language {
         }
     }
 
-    /// Reads the escape that begins here, if one does.
+    /// Decodes the escape that begins here, if there is one.
     fn read(self, text: &[u8], at: usize) -> Option<Escape> {
         let (before, text) = text.split_at(at);
         match self {
@@ -113,9 +114,9 @@ impl Language {
         }
     }
 
-    /// Gives the parts of a text that hold escapes to `search`, with the escapes read and `context`
-    /// bytes on either side. A part without an escape is the same in this view as in the text,
-    /// which has been searched.
+    /// Passes the parts of a text that contain escapes to `search`, decoded and with `context`
+    /// bytes on either side. A part without an escape is the same as in the text, which has been
+    /// searched.
     pub(super) fn view<B>(
         self,
         text: &[u8],
@@ -124,7 +125,7 @@ impl Language {
         search: &mut dyn FnMut(&[u8]) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         part.clear();
-        // What is behind `read` has not been copied.
+        // Bytes behind `read` have not been copied yet.
         let mut read = 0;
         for at in memchr_iter(self.intro(), text) {
             if at < read {
@@ -139,7 +140,7 @@ impl Language {
                 part.clear();
             }
             if part.is_empty() {
-                // At most what is left of the text, so that it is allocated once.
+                // At most the rest of the text, so that the memory is allocated once.
                 reserve(part, text.len() - at + context);
                 read = read.max(at.saturating_sub(context));
             }
@@ -155,7 +156,8 @@ impl Language {
     }
 }
 
-/// Makes room. What is decoded may be the secret, and a vector that grows leaves copies behind.
+/// Reserves memory. Decoded bytes may contain the secret, and a growing vector would leave copies
+/// behind.
 pub(super) fn reserve(part: &mut Zeroizing<Vec<u8>>, bytes: usize) {
     if part.capacity() < part.len() + bytes {
         let mut larger = Zeroizing::new(Vec::with_capacity(part.len() + bytes));
@@ -164,7 +166,7 @@ pub(super) fn reserve(part: &mut Zeroizing<Vec<u8>>, bytes: usize) {
     }
 }
 
-/// So many hexadecimal digits.
+/// Parses so many hexadecimal digits.
 fn digits(text: &[u8], count: usize) -> Option<u32> {
     let digits = text.get(..count)?;
     digits.iter().try_fold(0, |value, byte| {
@@ -211,7 +213,7 @@ fn backslash(text: &[u8]) -> Option<Escape> {
     Some(Escape::byte(byte, 2))
 }
 
-/// One to three digits, a byte at most.
+/// One to three octal digits, with a value of at most a byte.
 fn octal(text: &[u8]) -> Escape {
     let mut value = 0u8;
     let mut used = 1;

@@ -1,16 +1,16 @@
-//! What of an answer the function may see: nothing that holds a value that was sent, or that the
-//! function may send to that host, however servers usually write it.
+//! Decides which part of an answer the function may see: nothing that contains a value that was
+//! sent, or that the function may send to that host, in any of the usual spellings.
 //!
-//! A text is searched as it is and in *views* of it (`escapes`, `runs`): in each view one
-//! language of escapes or one coding is decoded, and each view is searched in the same way once
-//! more. `automaton` searches one view. Only a complete match has an effect: the scrubber holds
-//! bytes back by their position alone, and the time that it takes depends on the text and on the
-//! lengths of the values, not on how much of a value the text begins with. A function that sends
-//! guesses through an upstream that returns them learns that a guess is wrong, and nothing of how
-//! wrong it is. Complete matches are counted; [`crate::reflection`] decides what follows.
+//! A text is searched directly and in *views* of it (`escapes`, `runs`): each view decodes the
+//! escapes of one language or one coding, and is searched in the same way once more. `automaton`
+//! searches one view. Only a complete match has an effect: the scrubber holds bytes back by their
+//! position alone, and its time depends on the text and on the lengths of the values, not on how
+//! much of a value the text begins with. A function that sends guesses through an echoing upstream
+//! learns that a guess is wrong, but not how close it is. Complete matches are counted;
+//! [`crate::reflection`] decides the consequence.
 //!
-//! A server may write a value in other ways (reverse it, encrypt or compress it, hand it out in
-//! pieces): the declared host, method and path are the defence.
+//! A server may write a value in other ways (reverse it, encrypt or compress it, return it in
+//! pieces): against these, the declared host, method and path are the defence.
 
 mod automaton;
 mod body;
@@ -30,14 +30,14 @@ pub use search::{Searcher, TooCostly};
 
 use search::{Matches, Work};
 
-/// What stands where a value stood, unless a value is part of it.
+/// The replacement for a value, unless a value is part of it.
 pub const SCRUBBED: &str = "[scrubbed]";
 /// Bytes that may be searched, in all views together, for each byte of a body. Texts in one
-/// encoding take less than 10; a vault's time is not worth more.
+/// encoding take less than 10; more would cost other tenants the vault's time.
 const MAX_STEPS_PER_BYTE: u64 = 64;
-/// Bytes that may be searched beyond that, for complete matches to be located.
+/// Bytes that may be searched in addition, to locate complete matches.
 const SPARE_STEPS: u64 = 16 * 1024 * 1024;
-/// Bytes that may be searched for a head: 64 times the largest that a channel carries. Some
+/// Bytes that may be searched for a head: 64 times the largest head of a channel. This takes some
 /// milliseconds.
 const MAX_HEAD_STEPS: u64 = MAX_STEPS_PER_BYTE * 48 * 1024;
 
@@ -50,7 +50,7 @@ pub struct HeadScrubber<'a> {
 }
 
 impl<'a> HeadScrubber<'a> {
-    /// For one head.
+    /// Makes a scrubber for one head.
     pub fn new(searcher: &'a Searcher) -> Self {
         Self {
             searcher,
@@ -59,10 +59,10 @@ impl<'a> HeadScrubber<'a> {
         }
     }
 
-    /// Whether these bytes hold a value.
+    /// Whether these bytes contain a value.
     ///
     /// # Errors
-    /// The head must be refused.
+    /// The answer must be refused.
     pub fn finds(&mut self, bytes: &[u8]) -> Result<bool, TooCostly> {
         let found = self.searcher.value_in(bytes, &mut self.work)?;
         if let Some(value) = found {
@@ -71,10 +71,10 @@ impl<'a> HeadScrubber<'a> {
         Ok(found.is_some())
     }
 
-    /// The value of a header field that the function may see.
+    /// The visible value of a header field.
     ///
     /// # Errors
-    /// The head must be refused.
+    /// The answer must be refused.
     pub fn scrub(&mut self, value: Bytes) -> Result<Bytes, TooCostly> {
         Ok(if self.finds(&value)? {
             Bytes::from_static(self.searcher.marker().as_bytes())
@@ -83,8 +83,8 @@ impl<'a> HeadScrubber<'a> {
         })
     }
 
-    /// How often each value has been found since this was last asked, by its place in the list that
-    /// was given; shorter where the last ones have not been found.
+    /// The matches of each value since the last call, by its index in the given list; shorter if
+    /// the last values have no match.
     pub fn take_matches(&mut self) -> Vec<u32> {
         self.matches.take()
     }

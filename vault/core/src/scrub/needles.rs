@@ -1,4 +1,4 @@
-//! What is searched for: each value that was sent, in each way in which a view may show it.
+//! The needles: each value that was sent, in each form in which a view may show it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
@@ -9,30 +9,30 @@ use zeroize::Zeroizing;
 use super::automaton::is_skipped;
 use crate::slot::QUERY_VALUE;
 
-/// Shorter needles would match everywhere by chance, bytes that are not skipped.
+/// Shortest needle, bytes that are not skipped: a shorter one would match everywhere by chance.
 const MIN_NEEDLE_BYTES: usize = 4;
-/// Longer values are searched for in pieces of about this size, bytes. What is held back of a body
-/// grows with the longest needle.
+/// Longer values are searched for in pieces of about this size, bytes. The number of bytes held
+/// back grows with the longest needle.
 const MAX_NEEDLE_BYTES: usize = 256;
-/// Bytes of all needles together; the automaton has a row for each, of up to 190 numbers, and is
-/// made for a call. Of longer values some pieces are left out, evenly.
+/// Most bytes of all needles together. The automaton has a row for each byte, of up to 190 numbers,
+/// and is made for a call. Of longer values some pieces are left out, evenly.
 const MAX_NEEDLES_BYTES: usize = 8 * 1024;
 
-/// A value that an answer is searched for.
+/// A value to search an answer for.
 #[derive(Clone, Copy)]
 pub struct Watched<'a> {
     /// The secret.
     pub value: &'a [u8],
-    /// Where it was or may be sent.
+    /// The slot in which it was or may be sent.
     pub slot: &'a Slot,
 }
 
 /// A needle: a value, or one of its pieces.
 pub(super) struct Needle {
     pub(super) bytes: Zeroizing<Vec<u8>>,
-    /// The place of its value in the list that was given.
+    /// The index of its value in the given list.
     pub(super) value: usize,
-    /// Whether it is a later piece of a value. Such a piece belongs to the match before it.
+    /// Whether it is a later piece of a value, which belongs to the match before it.
     pub(super) is_continuation: bool,
 }
 
@@ -52,7 +52,7 @@ pub(super) fn needles(watched: &[Watched<'_>]) -> Vec<Needle> {
     let every = total.div_ceil(MAX_NEEDLES_BYTES).max(1);
     let mut needles = Vec::new();
     for (value, form) in forms {
-        // Pieces of one length, so that none of them is short.
+        // Pieces of equal length, so that none is too short.
         let pieces = form.len().div_ceil(MAX_NEEDLE_BYTES);
         let length = form.len().div_ceil(pieces);
         for (number, piece) in form.chunks(length).enumerate().step_by(every) {
@@ -68,7 +68,7 @@ pub(super) fn needles(watched: &[Watched<'_>]) -> Vec<Needle> {
     needles
 }
 
-/// A text as the automaton reads it.
+/// A text in the form that the automaton compares.
 fn canonical(text: &[u8]) -> Zeroizing<Vec<u8>> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(text.len()));
     let kept = text.iter().filter(|byte| !is_skipped(**byte));
@@ -76,7 +76,8 @@ fn canonical(text: &[u8]) -> Zeroizing<Vec<u8>> {
     bytes
 }
 
-/// The value, what the slot makes of it, and for characters beyond ASCII the other charsets.
+/// The value itself, the form that the slot gives it, and for non-ASCII characters the other
+/// charsets.
 fn forms_of(watched: &Watched<'_>) -> Vec<Zeroizing<Vec<u8>>> {
     let Watched { value, slot } = *watched;
     let mut forms = vec![Zeroizing::new(value.to_vec())];
@@ -99,7 +100,8 @@ fn forms_of(watched: &Watched<'_>) -> Vec<Zeroizing<Vec<u8>>> {
     forms
 }
 
-/// UTF-8 as Latin-1, as UTF-16, and as UTF-8 that was read as Latin-1 and written as UTF-8 again.
+/// The value in Latin-1, in UTF-16, and in UTF-8 that was read as Latin-1 and encoded as UTF-8
+/// again.
 fn charsets(value: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
     let misread = value.iter().map(|byte| char::from(*byte));
     let mut form = Zeroizing::new(String::with_capacity(2 * value.len()));

@@ -1,6 +1,6 @@
-//! Views of text that is a coding from end to end: base64, base32, hexadecimal and lists of
-//! numbers. Such text is found as a run of bytes of the coding's alphabet that is long enough for
-//! the shortest needle.
+//! Views of text in a coding without escapes: base64, base32, hexadecimal and lists of numbers.
+//! Such text is recognised as a run of bytes of the coding's alphabet that is long enough for the
+//! shortest needle.
 
 use std::ops::{ControlFlow, Range};
 
@@ -9,22 +9,22 @@ use zeroize::Zeroizing;
 
 use super::escapes::reserve;
 
-/// Blanks that are looked at to tell whether they indent a line.
+/// Blanks that are examined to decide whether they indent a line.
 const MAX_INDENT_BYTES: usize = 64;
-/// Bytes of a line of a dump, as `xxd`, `hexdump -C` and `od` write it.
+/// Bytes in a line of a dump by `xxd`, `hexdump -C` or `od`.
 const DUMP_LINE_BYTES: usize = 16;
 
-/// What the views of one text may assume of the needles.
+/// What the views of one text may assume about the needles.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Needed {
     /// Bytes of the shortest needle.
     pub(super) shortest: usize,
-    /// Whether all needles are ASCII. What encodes them is then, too, and most of what a wrong
-    /// decoding makes is not and need not be searched.
+    /// Whether all needles are ASCII. Their encoding is then ASCII too, and most results of a wrong
+    /// decoding are not, and need not be searched.
     pub(super) ascii: bool,
 }
 
-/// Codings of bytes as text that have their alphabet in common.
+/// Codings of bytes as text that share an alphabet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Coding {
     /// Base64 (RFC 4648, sections 4 and 5) and base32 (section 6, in either case), each at each
@@ -42,7 +42,7 @@ pub(super) enum Coding {
 enum Member {
     No,
     Yes,
-    /// A blank counts where it indents a line.
+    /// A blank belongs to it where it indents a line.
     Indent,
 }
 
@@ -71,7 +71,7 @@ const fn members(coding: Coding) -> Members {
     }
 }
 
-/// What stands between the numbers of a list.
+/// Whether a byte separates the numbers of a list.
 const fn is_between(byte: u8) -> bool {
     matches!(
         byte,
@@ -101,22 +101,22 @@ const fn is_between(byte: u8) -> bool {
 const LETTERS: Members = members(Coding::Letters);
 const NUMBERS: Members = members(Coding::Numbers);
 
-/// Memory for what is decoded. It is used again, so that it need not be wiped as often.
+/// Memory for decoded bytes. It is reused, so that it need not be wiped as often.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// What is searched.
+    /// The decoded bytes to search.
     pub(super) part: Zeroizing<Vec<u8>>,
     letters: Zeroizing<Vec<u8>>,
     numbers: Zeroizing<Vec<u16>>,
 }
 
-/// Gives decoded parts of a text to whoever searches them.
+/// Receives decoded parts of a text and searches them.
 type Search<'a, B> = &'a mut dyn FnMut(&[u8]) -> ControlFlow<B>;
 
 impl Coding {
     pub(super) const ALL: [Self; 3] = [Self::Letters, Self::Numbers, Self::Dump];
 
-    /// Gives what a text may encode to `search`, part by part.
+    /// Passes the possible decodings of a text to `search`, part by part.
     pub(super) fn view<B>(
         self,
         text: &[u8],
@@ -137,7 +137,8 @@ impl Coding {
                     return ControlFlow::Continue(());
                 }
                 Base64::each_alignment(letters, needed, part, search)?;
-                // Letters and digits that base32 does not have cut a run into several of base32.
+                // Letters and digits that are not in base32 split a run into several runs of
+                // base32.
                 members_in(run, &LETTERS_32, (shortest * 8).div_ceil(5), |run| {
                     collect(run, &VALUES_32, letters);
                     Base32::each_alignment(letters, needed, part, search)
@@ -150,7 +151,7 @@ impl Coding {
                 }
                 Base16::each_alignment(letters, needed, part, search)?;
                 decimals(run, numbers);
-                // Of `{"0":115,"1":107}` every second number counts.
+                // In `{"0":115,"1":107}` every second number counts.
                 for (skip, step) in [(0, 1), (0, 2), (1, 2)] {
                     let numbers = numbers.get(skip..).unwrap_or(&[]);
                     listed(numbers, step, needed, part, search)?;
@@ -177,16 +178,15 @@ fn members_in<B>(
     runs(text.len(), shortest, is_member, |run| each(&text[run]))
 }
 
-/// Calls `each` with every run of members among `0..length` that is long enough. Most places of a
-/// list without such runs are not looked at: what is not a member rules out all runs that it would
-/// be in.
+/// Calls `each` with every run of members among `0..length` that is long enough. Most positions are
+/// not examined: one that is not a member rules out all runs that would include it.
 fn runs<B>(
     length: usize,
     shortest: usize,
     is_member: impl Fn(usize) -> bool,
     mut each: impl FnMut(Range<usize>) -> ControlFlow<B>,
 ) -> ControlFlow<B> {
-    // No run that has not been seen begins before `start`.
+    // Every run that begins before `start` has been seen.
     let mut start = 0;
     while length - start >= shortest {
         let probe = start + shortest - 1;
@@ -209,10 +209,10 @@ fn indents(before: &[u8]) -> bool {
     matches!(last.next(), Some(b'\n' | b'\r'))
 }
 
-/// The value of a byte that is no letter of the coding.
+/// The value of a byte that is not a letter of the coding.
 const NO_VALUE: u8 = u8::MAX;
 
-/// The values of the letters of a run, without what stands between them.
+/// The values of the letters of a run, without separators.
 fn collect(run: &[u8], values: &[u8; 256], letters: &mut Zeroizing<Vec<u8>>) {
     make_room(letters, run.len());
     let mut count = 0;
@@ -224,7 +224,7 @@ fn collect(run: &[u8], values: &[u8; 256], letters: &mut Zeroizing<Vec<u8>>) {
     letters.truncate(count);
 }
 
-/// So many bytes, to be written over.
+/// Makes room for so many bytes, to be overwritten.
 fn make_room(part: &mut Zeroizing<Vec<u8>>, bytes: usize) {
     if part.capacity() < bytes {
         *part = Zeroizing::new(Vec::with_capacity(bytes));
@@ -291,7 +291,7 @@ const VALUES_16: [u8; 256] = values(
     ],
 );
 
-/// The nibbles of a run, without what stands between them and without `0x`.
+/// The nibbles of a run, without separators and without `0x`.
 fn hex_digits(run: &[u8], digits: &mut Zeroizing<Vec<u8>>) {
     make_room(digits, run.len());
     let mut count = 0;
@@ -306,9 +306,9 @@ fn hex_digits(run: &[u8], digits: &mut Zeroizing<Vec<u8>>) {
     digits.truncate(count);
 }
 
-/// The decimal numbers of a run; of each that does not fit a byte, 256.
+/// The decimal numbers of a run; 256 stands for a number that does not fit into a byte.
 fn decimals(run: &[u8], numbers: &mut Zeroizing<Vec<u16>>) {
-    // A number takes a digit and what divides it from the next. One place more is written over.
+    // A number takes a digit and a separator. One more position is overwritten.
     let most = run.len().div_ceil(2) + 1;
     if numbers.capacity() < most {
         *numbers = Zeroizing::new(Vec::with_capacity(most));
@@ -331,7 +331,7 @@ fn decimals(run: &[u8], numbers: &mut Zeroizing<Vec<u16>>) {
     numbers.truncate(count + usize::from(is_within));
 }
 
-/// A coding in which `LETTERS` letters of `BITS` bits make whole bytes.
+/// A coding in which `LETTERS` letters of `BITS` bits form whole bytes.
 struct Base<const LETTERS: usize, const BITS: usize>;
 
 type Base64 = Base<4, 6>;
@@ -339,18 +339,17 @@ type Base32 = Base<8, 5>;
 type Base16 = Base<2, 4>;
 
 impl<const LETTERS: usize, const BITS: usize> Base<LETTERS, BITS> {
-    /// Bytes that the letters of a group make.
+    /// Bytes that the letters of a group form.
     const BYTES: usize = LETTERS * BITS / 8;
     /// The highest bit of each of these bytes.
     const HIGH_BITS: u64 = 0x80_8080_8080 >> (8 * (5 - Self::BYTES));
 
-    /// The bits of a group's letters, one letter's after the other's.
+    /// The bits of a group's letters, concatenated.
     fn bits(group: &[u8; LETTERS]) -> u64 {
         let mut bytes = [0; 8];
         bytes[8 - LETTERS..].copy_from_slice(group);
         let letters = u64::from_be_bytes(bytes);
-        // Each step moves the first of two neighbours up to the second: of letters, pairs, and
-        // fours.
+        // Each step merges neighbours: letters to pairs, pairs to fours, fours to eights.
         let pairs =
             (letters & 0xff00_ff00_ff00_ff00) >> (8 - BITS) | letters & 0x00ff_00ff_00ff_00ff;
         let fours =
@@ -358,7 +357,7 @@ impl<const LETTERS: usize, const BITS: usize> Base<LETTERS, BITS> {
         (fours & 0xffff_ffff_0000_0000) >> (32 - 4 * BITS) | fours & 0xffff_ffff
     }
 
-    /// The bytes of these letters: of whole groups, and of a last one that is cut off.
+    /// Decodes letters: whole groups, and a last one that is cut off.
     fn decode(letters: &[u8], into: &mut Zeroizing<Vec<u8>>) {
         let (groups, rest) = letters.as_chunks::<LETTERS>();
         make_room(into, groups.len() * Self::BYTES + rest.len() * BITS / 8);
@@ -372,7 +371,7 @@ impl<const LETTERS: usize, const BITS: usize> Base<LETTERS, BITS> {
         cut_off.copy_from_slice(&last[..cut_off.len()]);
     }
 
-    /// Decodes letters with the first group beginning at each of the first letters.
+    /// Decodes the letters at each alignment of the first group.
     fn each_alignment<B>(
         letters: &[u8],
         needed: Needed,
@@ -386,15 +385,15 @@ impl<const LETTERS: usize, const BITS: usize> Base<LETTERS, BITS> {
         ControlFlow::Continue(())
     }
 
-    /// Decodes letters whose first group begins here: all of them, or with needles that are ASCII
-    /// the stretches that are ASCII and long enough, and a group on either side.
+    /// Decodes the letters at one alignment: all of them, or, if the needles are ASCII, the
+    /// stretches that are ASCII and long enough, with a group on either side.
     fn groups<B>(
         letters: &[u8],
         needed: Needed,
         part: &mut Zeroizing<Vec<u8>>,
         search: Search<'_, B>,
     ) -> ControlFlow<B> {
-        // Whole groups that lie in each stretch of that length, wherever it begins.
+        // Whole groups in every stretch of that length, wherever it begins.
         let whole = (needed.shortest + 1).saturating_sub(Self::BYTES) / Self::BYTES;
         if !needed.ascii || whole == 0 {
             Self::decode(letters, part);
@@ -411,8 +410,8 @@ impl<const LETTERS: usize, const BITS: usize> Base<LETTERS, BITS> {
     }
 }
 
-/// Gives every number of so many to `search`, in stretches in which each is a byte, or with needles
-/// that are ASCII each is ASCII.
+/// Passes every `step`th number to `search`, in stretches in which each is a byte, or, if the
+/// needles are ASCII, each is ASCII.
 fn listed<B>(
     numbers: &[u16],
     step: usize,
@@ -426,14 +425,14 @@ fn listed<B>(
     runs(count, needed.shortest, is_byte, |run| {
         make_room(part, run.len());
         for (byte, at) in part.iter_mut().zip(run) {
-            // It is no more than `most`.
+            // It is at most `most`.
             *byte = numbers[at * step] as u8;
         }
         search(part)
     })
 }
 
-/// Reads lines of a dump for as long as they follow each other.
+/// Decodes the lines of a dump as long as they are consecutive.
 fn dump<B>(
     text: &[u8],
     needed: Needed,
@@ -463,7 +462,7 @@ fn dump<B>(
 
 /// The bytes of a line that begins with an offset of 4 to 16 digits.
 fn dump_line(line: &[u8]) -> Option<impl Iterator<Item = u8>> {
-    // A quote may stand before the first line.
+    // A quote may precede the first line.
     let line = &line[line
         .iter()
         .position(u8::is_ascii_hexdigit)?
@@ -472,7 +471,7 @@ fn dump_line(line: &[u8]) -> Option<impl Iterator<Item = u8>> {
     let offset = digits.take_while(|byte| byte.is_ascii_hexdigit()).count();
     let rest = line.get(offset..)?;
     let rest = rest.strip_prefix(b":").unwrap_or(rest);
-    // A form writes a space as `+`.
+    // A form encodes a space as `+`.
     let is_blank = |byte: &u8| byte.is_ascii_whitespace() || *byte == b'+';
     if !(4..=16).contains(&offset) || !is_blank(rest.first()?) {
         return None;

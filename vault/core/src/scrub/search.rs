@@ -1,4 +1,4 @@
-//! The search of one text: as it is, and in every view of every view of it.
+//! Searches one text directly, and in every view of every view of it.
 
 use std::ops::ControlFlow;
 
@@ -8,23 +8,23 @@ use super::escapes::Language;
 use super::needles::{Needle, Watched, needles};
 use super::runs::{Coding, Needed, Scratch};
 
-/// Views on top of each other. Case, line breaks, blanks, zeros, quotes and backslashes are left
-/// out at the bottom and count as none.
+/// Views on top of each other. Case, line breaks, blanks, zeros, quotes and backslashes are skipped
+/// by the automaton and do not count as a view.
 const MAX_DEPTH: usize = 2;
 /// Bytes of a text that a byte of a needle may take with no view, one, and two on top of each
-/// other. The longest that is common are zeros of UTF-32 (4), a reference such as `&#0115;` or a
-/// number in a list on a line of its own (10), and one of these of the other (40).
+/// other. The longest common cases are zeros of UTF-32 (4), a reference such as `&#0115;` or a
+/// number in a list on a line of its own (10), and one of these within the other (40).
 const REACH: [usize; MAX_DEPTH + 1] = [4, 12, 40];
-/// Beyond that: line breaks and blanks of a needle that is short.
+/// Additional bytes: line breaks and blanks within a short needle.
 const SPARE_REACH: usize = 16;
-/// The text has more views than a call is worth.
+/// The text has too many views to search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the answer is written in so many encodings on top of each other that searching it for the credential takes too long"
 )]
 pub struct TooCostly;
 
-/// What the searches of one head or body share.
+/// State that the searches of one head or body share.
 pub(super) struct Work {
     /// Bytes that may still be searched, in all views together.
     pub(super) steps_left: u64,
@@ -41,18 +41,18 @@ impl Work {
     }
 }
 
-/// Where a value stands in a text.
+/// The position of a value in a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) from: usize,
     pub(super) to: usize,
-    /// The place of the value in the list that was given.
+    /// The index of the value in the given list.
     pub(super) value: usize,
     /// See [`Needle::is_continuation`].
     pub(super) is_continuation: bool,
 }
 
-/// Complete matches of each value, by its place in the list that was given.
+/// Complete matches of each value, by its index in the given list.
 #[derive(Default)]
 pub(super) struct Matches(Vec<u32>);
 
@@ -62,18 +62,18 @@ impl Matches {
         self.0[value] += 1;
     }
 
-    /// The matches since this was last asked; shorter where the last values have not been found.
+    /// Takes the matches since the last call; shorter if the last values have none.
     pub(super) fn take(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.0)
     }
 }
 
-/// Finds the values of one call in every spelling.
+/// Finds the values of one call in every spelling. Calls that search for the same values share it.
 pub struct Searcher {
     automaton: Automaton,
     needles: Vec<Needle>,
     needed: Needed,
-    /// What stands where a value stood: nothing where a value is part of [`SCRUBBED`].
+    /// The replacement for a value: empty if a value is part of [`SCRUBBED`].
     marker: &'static str,
 }
 
@@ -84,7 +84,7 @@ enum Stop {
 }
 
 impl Searcher {
-    /// For these values. `None`: all of them are too short to be searched for.
+    /// Makes a searcher for these values. `None`: all of them are too short to search for.
     pub fn new(watched: &[Watched<'_>]) -> Option<Self> {
         let needles = needles(watched);
         let bytes: Vec<&[u8]> = needles
@@ -105,7 +105,7 @@ impl Searcher {
         })
     }
 
-    /// What stands where a value stood.
+    /// The replacement for a value.
     pub(super) fn marker(&self) -> &'static str {
         self.marker
     }
@@ -120,7 +120,7 @@ impl Searcher {
         self.reach_under(MAX_DEPTH)
     }
 
-    /// A value that the text holds, by its place in the list that was given.
+    /// A value that the text contains, by its index in the given list.
     pub(super) fn value_in(
         &self,
         text: &[u8],
@@ -130,12 +130,12 @@ impl Searcher {
         Ok(needle.map(|needle| self.needles[needle].value))
     }
 
-    /// Whether the text holds a value.
+    /// Whether the text contains a value.
     pub(super) fn holds(&self, text: &[u8], work: &mut Work) -> Result<bool, TooCostly> {
         Ok(self.find(text, work)?.is_some())
     }
 
-    /// A needle that is in the text.
+    /// A needle that the text contains.
     fn find(&self, text: &[u8], work: &mut Work) -> Result<Option<usize>, TooCostly> {
         match self.views(text, &mut work.scratch, &mut work.steps_left) {
             ControlFlow::Continue(()) => Ok(None),
@@ -144,7 +144,7 @@ impl Searcher {
         }
     }
 
-    /// Searches a text, and its views for as many depths as there is memory for.
+    /// Searches a text, and its views down to the depth for which there is memory.
     fn views(
         &self,
         text: &[u8],
@@ -175,9 +175,9 @@ impl Searcher {
         ControlFlow::Continue(())
     }
 
-    /// A value in the text, and where it stands. The views do not know where they come from: what
-    /// is found in one is found again in ever shorter parts of the text, which costs no more than a
-    /// complete match is worth.
+    /// A value in the text, with its position. The views do not record their origin: a match in one
+    /// is located by searching ever shorter parts of the text, which is cheap enough for a complete
+    /// match.
     pub(super) fn locate(&self, text: &[u8], work: &mut Work) -> Result<Option<Found>, TooCostly> {
         let Some(needle) = self.find(text, work)? else {
             return Ok(None);
@@ -185,7 +185,7 @@ impl Searcher {
         if let Some(Match { needle, from, to }) = self.automaton.first(text) {
             return Ok(Some(self.found(from, to, needle)));
         }
-        // Invariant: the text up to `to` holds a needle.
+        // Invariant: the text up to `to` contains a needle.
         let (mut without, mut to) = (0, text.len());
         while to - without > 1 {
             let middle = without.midpoint(to);
@@ -195,7 +195,7 @@ impl Searcher {
                 without = middle;
             }
         }
-        // Invariant: the text from `from` to `to` holds a needle.
+        // Invariant: the text from `from` to `to` contains a needle.
         let (mut from, mut without) = (0, to);
         let near = to.saturating_sub(self.reach());
         if self.holds(&text[near..to], work)? {

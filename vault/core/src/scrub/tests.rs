@@ -33,7 +33,7 @@ fn finds(secret: &[u8], text: &[u8]) -> bool {
 }
 
 #[test]
-fn what_stands_around_a_secret_stays_and_every_echo_goes() {
+fn text_around_a_secret_stays_and_every_echo_is_replaced() {
     let pieces = [
         &b"{\"a\":1,\"k\":\"hunter2hun"[..],
         b"ter2\",\"l\":\"hunter2hunter2\"} hunter",
@@ -75,7 +75,7 @@ fn a_list_of_letters_is_found_wherever_it_stands_in_a_long_text() {
     let letters: Vec<String> = secret.iter().map(|byte| char::from(*byte).into()).collect();
     for between in ["\",\n    \"", "\n        "] {
         let spelled = letters.join(between);
-        // Its lines are short: no view looks at a part of it.
+        // Its lines are short, so no view includes a part of it.
         let text: Vec<u8> = b"{\"a\": 1.5},\n"
             .iter()
             .copied()

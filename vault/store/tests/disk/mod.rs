@@ -1,16 +1,16 @@
-//! A small disk of a test's own, which something else can fill.
+//! A small disk for a test, which the test can fill.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Where the small disk is mounted, in the process that has it.
+/// The environment variable with the disk's mount point, in the process that has it.
 const DISK: &str = "CASEMATE_TEST_DISK";
-/// What fills it.
+/// Name of the file that fills the disk.
 const FILLER: &str = "something-else";
 
-/// How a process of its own mount namespace is made here, with the right to mount; `None` if this
+/// How to make a process with its own mount namespace and the right to mount; `None` if this
 /// machine forbids it.
 fn own_mounts() -> Option<&'static [&'static str]> {
     let ways: [&[&str]; 2] = [
@@ -28,8 +28,8 @@ fn own_mounts() -> Option<&'static [&'static str]> {
     })
 }
 
-/// Runs the test of this name in a process that has a disk of this size, which no other process
-/// sees; temporary files lie on it.
+/// Runs the test of this name in a process with a disk of this size, which no other process sees;
+/// temporary files are on it.
 pub(crate) fn on_a_disk(test: &str, mib: u32, work: impl FnOnce(&Path)) {
     if let Some(disk) = std::env::var_os(DISK) {
         return work(Path::new(&disk));
@@ -52,7 +52,7 @@ pub(crate) fn on_a_disk(test: &str, mib: u32, work: impl FnOnce(&Path)) {
     assert!(status.unwrap().success());
 }
 
-/// Takes what is left of the disk, to the last byte.
+/// Fills the disk to its last byte.
 pub(crate) fn fill(disk: &Path) {
     let mut file = File::options()
         .create(true)
@@ -71,7 +71,7 @@ pub(crate) fn fill(disk: &Path) {
     }
 }
 
-/// Gives back what [`fill`] took.
+/// Removes the file that [`fill`] made.
 pub(crate) fn empty(disk: &Path) {
     fs::remove_file(disk.join(FILLER)).unwrap();
 }

@@ -2,16 +2,17 @@
 //!
 //! 1. [`Judge::decide`] looks at the state and changes nothing. The answer is a [`Change`] or a
 //!    named refusal.
-//! 2. [`Change::commit`] hands the rows to the owner (vault, control plane, command line), who
+//! 2. [`Change::commit`] passes the rows to the owner (vault, control plane, command line), which
 //!    writes them in one transaction. A change that was not written cannot become a [`Committed`].
-//! 3. [`Judge::apply`] takes the `Committed` into the state that it was decided of, and no other.
+//! 3. [`Judge::apply`] applies the `Committed` to the state for which it was decided, and to no
+//!    other.
 //!
-//! [`Judge::replay`] makes the same state from the rows that were written.
+//! [`Judge::replay`] rebuilds the same state from the written rows.
 
 use std::sync::Arc;
 
 use super::memory::MemoryRow;
-use super::tenant::Accord;
+use super::tenant_state::Accord;
 use super::{Accepted, Judge};
 use crate::dsse::Envelope;
 use crate::freshness::Freshness;
@@ -21,8 +22,8 @@ use crate::name::Name;
 use crate::revocation::Revocations;
 use crate::statement::{OnlineKey, Pool, Root, Tenant};
 
-/// Names a row. An owner that keeps only the newest of a kind may give several keys one place: the
-/// rows that are dropped come before those that are put.
+/// Identifies a row. An owner that stores only the newest of a kind may map several keys to one
+/// place, because dropped rows come before put rows.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RowKey {
     /// A root.
@@ -48,13 +49,13 @@ pub enum RowKey {
 /// A row to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Row {
-    /// Takes away what nothing needs any more.
+    /// Removes a row that is no longer needed.
     Drop(RowKey),
     /// Puts a signed envelope, or an object.
     Put(RowKey, Vec<u8>),
 }
 
-/// Which state of which judge.
+/// Identifies a state of a judge.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Stamp {
     judge: Arc<()>,
@@ -67,7 +68,7 @@ impl PartialEq for Stamp {
     }
 }
 
-/// What a judge holds after a change.
+/// A judge's state after a change.
 #[derive(Debug)]
 pub(super) enum Held {
     Root(Root),
@@ -80,7 +81,7 @@ pub(super) enum Held {
     Freshness(Freshness),
 }
 
-/// What accepting a statement changes, decided of one state of one judge.
+/// The change that accepting a statement makes to one state of one judge.
 #[derive(Debug)]
 #[must_use = "a change that is not committed and applied is a statement that was not accepted"]
 pub struct Change {
@@ -98,7 +99,7 @@ pub struct Change {
 pub struct Committed(Change);
 
 impl Change {
-    /// What accepting the statement means.
+    /// The meaning of accepting the statement.
     pub fn accepted(&self) -> Accepted {
         self.accepted
     }
@@ -108,19 +109,19 @@ impl Change {
         self.held.is_none()
     }
 
-    /// The rows of the statement and of what it lists, those to drop first. An owner that stores
-    /// objects when they come passes over theirs.
+    /// The rows of the statement and of the objects that it lists, dropped rows first. An owner
+    /// that stores objects on arrival skips their rows.
     pub fn rows(&self) -> &[Row] {
         &self.rows
     }
 
-    /// The rows of the memory that are replaced: at most one of each tenant.
+    /// The replaced rows of the memory: at most one of each tenant.
     pub fn memory(&self) -> &[MemoryRow] {
         &self.memory
     }
 
-    /// Tenants for whom something may be otherwise: the statement's own first, then those whose
-    /// hosts it takes or gives back.
+    /// Tenants that the change may affect: the statement's own first, then those whose hosts it
+    /// takes or returns.
     pub fn affected(&self) -> &[TenantId] {
         &self.affected
     }
@@ -144,7 +145,7 @@ impl Change {
     /// Writes the change: `write` returns when all rows are on the disk, or none.
     ///
     /// # Errors
-    /// Those of `write`; the change is forgotten.
+    /// The errors of `write`; the change is dropped.
     pub fn commit<T, E>(
         self,
         write: impl FnOnce(&Self) -> Result<T, E>,
@@ -153,10 +154,10 @@ impl Change {
         Ok((Committed(self), written))
     }
 
-    /// Writes the change with a future, which has been given the rows.
+    /// Writes the change with a future, which gets the rows.
     ///
     /// # Errors
-    /// Those of `write`; the change is forgotten.
+    /// The errors of `write`; the change is dropped.
     pub async fn commit_with<T, E>(
         self,
         write: impl Future<Output = Result<T, E>>,
@@ -167,7 +168,7 @@ impl Change {
 }
 
 impl Judge {
-    /// A change that puts a statement.
+    /// Makes a change that puts a statement.
     pub(super) fn put(
         &self,
         accepted: Accepted,
@@ -185,7 +186,7 @@ impl Judge {
         }
     }
 
-    /// The change that a held statement makes.
+    /// Makes the change for a statement that is held already.
     pub(super) fn unchanged(&self) -> Change {
         Change {
             stamp: self.stamp.clone(),
@@ -197,12 +198,12 @@ impl Judge {
         }
     }
 
-    /// Takes a change in that was written. This costs no signature, no copy of other tenants, and
-    /// no disk.
+    /// Applies a written change. This costs no signature, no copy of other tenants, and no disk
+    /// access.
     ///
     /// # Panics
-    /// The change was decided of another judge, or of an earlier state of this one: what is on the
-    /// disk is then not what this judge would have written.
+    /// The change was decided for another judge, or for an earlier state of this one: the disk then
+    /// differs from what this judge would have written.
     pub fn apply(&mut self, committed: Committed) {
         let Committed(change) = committed;
         assert!(

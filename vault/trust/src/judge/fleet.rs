@@ -1,19 +1,18 @@
-//! Judging what the root says of the fleet: the next root, the online key, pools.
+//! Judges the root's statements about the fleet: the next root, the online key, pools.
 
 use super::change::Held;
 use super::{
-    Age, Change, Judge, MAX_EPOCHS_HELD, MAX_POOLS_HELD, MemoryRow, PoolSeen, Refusal, RowKey,
-    Seen, accepted, age,
+    Age, Change, Judge, MAX_EPOCHS_HELD, MemoryRow, PoolSeen, Refusal, RowKey, Seen, accepted, age,
 };
 use crate::Seconds;
 use crate::dsse::Envelope;
-use crate::statement::{OnlineKey, Pool, Root, Statement as _};
+use crate::statement::{MAX_FLEET_POOLS, OnlineKey, Pool, Root, Statement as _};
 
 impl Judge {
-    /// Judges a `Root`, whether or not it has expired: a step of the chain may have (TUF, section
-    /// 5.3), or nobody who comes late could follow it. What else an expired root signs is refused.
-    /// A stored root is judged like a new one, because its chain is what ties a store to the
-    /// fleet.
+    /// Judges a `Root`, whether or not it has expired: an earlier step of the chain may have (TUF,
+    /// section 5.3), or a node that joins late could not follow the chain. Other statements of an
+    /// expired root are refused. A stored root is judged like a new one, because its chain ties a
+    /// store to the fleet.
     pub(super) fn decide_root(&self, envelope: &Envelope) -> Result<Change, Refusal> {
         let root = Root::read(envelope).map_err(Refusal::Malformed)?;
         let digest = envelope.payload_digest();
@@ -29,15 +28,16 @@ impl Judge {
         }
         let signed_by_itself = envelope.verify(&root.keys, root.threshold);
         match (&self.memory.root, &self.root) {
-            // Nothing was ever held, so only the first one will do: its digest is the fleet.
+            // No root was ever held, so only the first one is accepted: its digest is the fleet's
+            // id.
             (None, _) if digest.0 != self.memory.fleet.0 => return Err(Refusal::RootUnknown),
             (None, _) | (Some(_), None) if !signed_by_itself => {
                 return Err(Refusal::SignatureThreshold);
             }
             (None, _) => {}
-            // Remembered: the digest says that it is the same.
+            // The root is remembered, and the digest shows that it is the same.
             (Some(_), None) if age == Age::Same => {}
-            // Newer than remembered, but the keys of the remembered one are gone: it must come
+            // The root is newer than the remembered one, but that one's keys are lost: it must come
             // first.
             (Some(seen), None) => {
                 return Err(Refusal::RootVersionGap {
@@ -99,7 +99,7 @@ impl Judge {
         Ok(self.put(accepted(age), row, Held::OnlineKey(online), memory))
     }
 
-    /// Judges a `Pool`. Older epochs of a pool stay held: secrets are still sealed to them until
+    /// Judges a `Pool`. Older epochs of a pool stay held, because secrets are sealed to them until
     /// they expire.
     pub(super) fn decide_pool(
         &self,
@@ -117,7 +117,7 @@ impl Judge {
             };
         }
         let seen = self.memory.pools.get(&pool.name);
-        if seen.is_none() && self.memory.pools.len() >= MAX_POOLS_HELD {
+        if seen.is_none() && self.memory.pools.len() >= MAX_FLEET_POOLS {
             return Err(Refusal::TooMany("pools"));
         }
         if self.epochs(&pool.name).count() >= MAX_EPOCHS_HELD {
@@ -125,7 +125,8 @@ impl Judge {
         }
         let age = match seen.and_then(|seen| seen.digest(pool.epoch)) {
             Some(seen) if *seen != digest => return Err(Refusal::PoolEqualOther),
-            // It was checked when it was new, perhaps by a root that was replaced since.
+            // The statement was checked when it was new, perhaps under a root that was replaced
+            // since.
             Some(_) => Age::Same,
             None => Age::New,
         };

@@ -1,28 +1,13 @@
-//! Judging statements of freshness, and whether a manifest is fresh by them.
-
-use serde::{Deserialize, Serialize};
+//! Judges statements of freshness, and whether a manifest is fresh.
 
 use super::change::Held;
+use super::memory::FreshnessSeen;
 use super::{Age, Change, Judge, MemoryRow, Refusal, RowKey, TenantSeen, TenantState, accepted};
 use crate::Seconds;
 use crate::dsse::Envelope;
 use crate::freshness::{Freshness, FreshnessDemand, MAX_SKEW_SECS};
-use crate::id::Digest;
 use crate::late::Early;
 use crate::statement::Statement as _;
-
-/// A tenant's newest statement of freshness. Statements are ordered by the version of the manifest
-/// that they name, then by time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FreshnessSeen {
-    /// Version of the manifest.
-    pub version: u64,
-    /// When it was signed.
-    pub issued: Seconds,
-    /// Digest of the payload.
-    pub digest: Digest,
-}
 
 /// Whether a tenant's credentials may be used, by the freshness of its manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,9 +28,9 @@ pub enum Stale {
         "freshness was last renewed {age_secs} seconds ago; the manifest allows {allowed_secs}"
     )]
     Expired {
-        /// Since the manifest was signed or its freshness renewed, seconds.
+        /// Time since the manifest was signed or its freshness renewed, seconds.
         age_secs: Seconds,
-        /// The most that the manifest allows, seconds.
+        /// The longest time that the manifest allows, seconds.
         allowed_secs: Seconds,
     },
     /// The tenant has signed a newer manifest.
@@ -56,7 +41,7 @@ pub enum Stale {
         /// Version of the manifest that the tenant's statement names.
         newest: u64,
     },
-    /// Manifest and statement are dated later than now: a clock is wrong.
+    /// Manifest and statement are dated in the future: a clock is wrong.
     #[error(
         "manifest and statement of freshness are dated more than {MAX_SKEW_SECS} seconds ahead: a clock is wrong"
     )]
@@ -64,8 +49,9 @@ pub enum Stale {
 }
 
 impl Judge {
-    /// Judges a `Freshness`. A statement about a manifest that is newer than the held one is accepted
-    /// from the tenant's keys alone: the newer manifest, which names its delegated key, is not held.
+    /// Judges a `Freshness`. A statement about a manifest newer than the held one is accepted from
+    /// the tenant's keys alone, because the newer manifest, which names its delegated key, is not
+    /// held.
     pub(super) fn decide_freshness(
         &self,
         envelope: &Envelope,
@@ -144,7 +130,8 @@ fn must_be_newest(statement: &Freshness, memory: &TenantSeen) -> Result<(), Refu
     }
 }
 
-/// Refuses a statement about an older manifest than the accepted one, or about another of its version.
+/// Refuses a statement about an older manifest than the accepted one, or about another of its
+/// version.
 fn must_be_of_newest_manifest(statement: &Freshness, memory: &TenantSeen) -> Result<(), Refusal> {
     match &memory.manifest {
         Some(manifest) if statement.version < manifest.version => Err(
@@ -183,7 +170,7 @@ fn must_be_signed(
 }
 
 impl TenantState {
-    /// What the held manifest demands, if `statement` is about that manifest.
+    /// The held manifest's demand, if `statement` is about that manifest.
     fn demand_of(&self, statement: &Freshness) -> Option<&FreshnessDemand> {
         let accord = self.manifest.as_ref()?;
         let demand = accord.manifest.freshness.as_ref()?;

@@ -1,10 +1,11 @@
-//! Whose a host is.
+//! Decides which tenant owns a host.
 //!
-//! The root may have given one host to several tenants: by an oversight, or from two homes that did not know of each other.
-//! **A host name is the tenant's that the root admitted first, of those whose patterns cover the name**; statements without
-//! the time of admission come first, and the lower id decides between equal times. A wildcard counts like the name itself:
-//! a later tenant with `x.b.test` does not get that name from an earlier one with `*.b.test`. The rule looks at the
-//! statements that are held, and not at the order in which they came.
+//! The root may have given one host to several tenants, by mistake or from two homes that did not
+//! know of each other. **A host name belongs to the tenant that the root admitted first among those
+//! whose patterns cover the name**; statements without the time of admission come first, and the
+//! lower id decides between equal times. A wildcard counts like the name itself: a later tenant
+//! with `x.b.test` does not get that name from an earlier one with `*.b.test`. The rule depends on
+//! the held statements, not on the order in which they arrived.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +18,7 @@ use crate::statement::Tenant;
 /// First label of a wildcard.
 const WILDCARD: &str = "*";
 
-/// Where a tenant stands among those with the same host: the lowest has it.
+/// The rank of a tenant among those with the same host: the lowest owns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank(Option<Seconds>, TenantId);
 
@@ -27,11 +28,11 @@ impl Rank {
     }
 }
 
-/// Sorted. Most patterns are one tenant's, for which a set would take ten times as much.
+/// Sorted ranks. Most patterns have one tenant, for which a set would take ten times the memory.
 type Ranks = Vec<Rank>;
 
-/// The patterns of all tenants: by what follows the first label, then by that label, so that a host name finds its
-/// wildcard and a wildcard its host names.
+/// The patterns of all tenants: by the part after the first label, then by that label, so that a
+/// host name finds its wildcard and a wildcard its host names.
 #[derive(Debug, Clone, Default)]
 pub(super) struct HostClaims(BTreeMap<String, BTreeMap<String, Ranks>>);
 
@@ -75,7 +76,7 @@ impl HostClaims {
         owner.map(|Rank(_, id)| *id)
     }
 
-    /// Who has patterns that overlap with this one.
+    /// Tenants with patterns that overlap with this one.
     fn overlapping(&self, pattern: &HostPattern) -> impl Iterator<Item = &Ranks> {
         let (label, parent) = pattern.label_and_parent();
         let labels = self.0.get(parent);
@@ -88,12 +89,12 @@ impl HostClaims {
 }
 
 impl Judge {
-    /// The tenant whose a host name is, of those that are held: see the module.
+    /// The held tenant that owns a host name: see the module.
     pub fn host_owner(&self, host: &HostName) -> Option<&TenantState> {
         self.tenant(&self.claims.owner(host)?)
     }
 
-    /// Hosts of a tenant, as its functions' releases name them, that are another tenant's; each with that one.
+    /// Hosts in the releases of a tenant that another tenant owns, each with the owner.
     pub fn lost_hosts<'a>(
         &'a self,
         tenant: &'a TenantId,
@@ -105,7 +106,8 @@ impl Judge {
         owners.filter(move |(_, owner)| owner.tenant.id != *tenant)
     }
 
-    /// Patterns of a tenant that overlap with those of tenants that come first, each with such a tenant.
+    /// Patterns of a tenant that overlap with those of higher-ranked tenants, each with such a
+    /// tenant.
     pub fn contested_hosts(&self, id: &TenantId) -> Vec<(&HostPattern, &TenantState)> {
         let Some(tenant) = self.tenant(id).map(|state| &state.tenant) else {
             return Vec::new();
@@ -125,9 +127,9 @@ impl Judge {
         contested.collect()
     }
 
-    /// Whose hosts may be others once `next` is the newest statement of its tenant: only tenants that come after that
-    /// tenant, since it takes nothing from those ahead of it. The cost is that of the patterns that overlap with the
-    /// changed ones.
+    /// Tenants whose hosts may change once `next` is the newest statement of its tenant: only
+    /// tenants that rank behind that tenant, because it takes nothing from those ahead of it. The
+    /// cost is that of the patterns that overlap with the changed ones.
     pub(super) fn affected_by(&self, next: &Tenant) -> BTreeSet<TenantId> {
         let before = self.tenant(&next.id).map(|state| &state.tenant);
         let patterns = |tenant: Option<&Tenant>| -> BTreeSet<HostPattern> {

@@ -1,29 +1,15 @@
-//! Judging images: in each pool versions only rise, and one version has one content.
+//! Judges images: in each pool versions only rise, and one version has one content.
 
 use std::collections::BTreeSet;
 
-use serde::{Deserialize, Serialize};
-
 use super::change::Held;
-use super::{Accepted, Change, Judge, MAX_POOLS_HELD, MemoryRow, Refusal, Row, RowKey};
+use super::memory::ImageSeen;
+use super::{Accepted, Change, Judge, MemoryRow, Refusal, Row, RowKey};
 use crate::Seconds;
 use crate::dsse::Envelope;
-use crate::id::Digest;
-use crate::image::{Image, ImageVersion};
+use crate::image::Image;
 use crate::name::Name;
-use crate::statement::Statement as _;
-
-/// The newest image of a pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ImageSeen {
-    /// Its version.
-    pub version: ImageVersion,
-    /// Digest of the file.
-    pub digest: Digest,
-    /// Digest of the statement's payload. The same image may be signed again, for more pools or for longer.
-    pub statement: Digest,
-}
+use crate::statement::{MAX_FLEET_POOLS, Statement as _};
 
 impl Judge {
     /// The newest image of a pool.
@@ -31,13 +17,14 @@ impl Judge {
         self.images.get(pool)
     }
 
-    /// Pools that have an image, with the newest of each.
+    /// The newest image of each pool that has one.
     pub fn images(&self) -> impl Iterator<Item = (&Name, &Image)> {
         self.images.iter()
     }
 
-    /// Judges an `Image` for the pools that it names and that matter here. One that was accepted before, and is still the
-    /// newest of a pool, is taken again for that pool, whatever has become of its others.
+    /// Judges an `Image` for its pools, as far as they matter here. An image that was accepted
+    /// before, and is still the newest of a pool, is accepted again for that pool, whatever its
+    /// other pools have now.
     pub(super) fn decide_image(
         &self,
         envelope: &Envelope,
@@ -69,7 +56,7 @@ impl Judge {
             self.must_rise(pool, &image)?;
         }
         let unseen = pools.iter().filter(|pool| seen(pool).is_none()).count();
-        if self.memory.images.len() + unseen > MAX_POOLS_HELD {
+        if self.memory.images.len() + unseen > MAX_FLEET_POOLS {
             return Err(Refusal::TooMany("pools with an image"));
         }
         if let Some(clock) = clock {
@@ -90,7 +77,7 @@ impl Judge {
         Ok(change)
     }
 
-    /// Rows of images that are the newest of no pool once another is the newest of `pools`.
+    /// Rows of images that are the newest of no pool once another one is the newest of `pools`.
     fn superseded(&self, pools: &[Name]) -> Vec<Row> {
         let images = &self.memory.images;
         let before: BTreeSet<_> = pools.iter().filter_map(|pool| images.get(pool)).collect();

@@ -1,22 +1,20 @@
-//! What must never be forgotten: digests and versions, small enough to outlive the loss of the
-//! statements themselves. The memory is a set of rows, and a change names the rows that it
-//! replaces.
+//! The rollback memory: digests and versions, small enough to outlive the loss of the statements
+//! themselves. The memory is a set of rows, and a change names the rows that it replaces.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::freshness::FreshnessSeen;
-use super::image::ImageSeen;
 use crate::Seconds;
 use crate::id::{Digest, FleetId, TenantId};
+use crate::image::ImageVersion;
 use crate::name::Name;
 
-/// Most epochs of a pool that are remembered, the highest: a key that is replaced each week and
-/// holds for 400 days has 58 at a time.
+/// Most epochs of a pool that are remembered, the highest ones: a key that is replaced weekly and
+/// is valid for 400 days has 58 at a time.
 pub const MAX_EPOCHS_REMEMBERED: usize = 64;
 
-/// A version and the digest that it had.
+/// A version and its digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
     /// Version, or epoch.
@@ -25,7 +23,33 @@ pub struct Seen {
     pub digest: Digest,
 }
 
-/// The highest of one tenant.
+/// A tenant's newest statement of freshness. Statements are ordered by the version of the manifest
+/// that they name, then by time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FreshnessSeen {
+    /// Version of the manifest.
+    pub version: u64,
+    /// When the statement was signed.
+    pub issued: Seconds,
+    /// Digest of the payload.
+    pub digest: Digest,
+}
+
+/// The newest image of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageSeen {
+    /// Its version.
+    pub version: ImageVersion,
+    /// Digest of the file.
+    pub digest: Digest,
+    /// Digest of the statement's payload. The same image may be signed again, for more pools or a
+    /// longer time.
+    pub statement: Digest,
+}
+
+/// The highest versions of one tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TenantSeen {
@@ -44,7 +68,7 @@ pub struct PoolSeen {
     /// The newest.
     #[serde(flatten)]
     pub newest: Seen,
-    /// Digests of those before it, by epoch. Earlier programs remembered only the newest.
+    /// Digests of the epochs before it. Earlier programs remembered only the newest.
     #[serde(default)]
     pub older: BTreeMap<u64, Digest>,
 }
@@ -58,7 +82,7 @@ impl PoolSeen {
         }
     }
 
-    /// The same with one more epoch. The lowest epochs are forgotten when there are too many.
+    /// Adds an epoch. The lowest epochs are dropped when there are too many.
     pub(super) fn with(seen: Option<&Self>, epoch: Seen) -> Self {
         let Some(seen) = seen else {
             let older = BTreeMap::new();
@@ -81,8 +105,8 @@ impl PoolSeen {
     }
 }
 
-/// Everything that must never be forgotten. What a later program remembers besides is refused, not
-/// dropped: the next write would forget it.
+/// The rollback memory. Members of a later program are refused, not dropped, because the next write
+/// would lose them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {
@@ -96,18 +120,18 @@ pub struct Memory {
     pub pools: BTreeMap<Name, PoolSeen>,
     /// Tenants by id.
     pub tenants: BTreeMap<TenantId, TenantSeen>,
-    /// The newest image of each pool. Earlier programs knew of none.
+    /// The newest image of each pool. Earlier programs had none.
     #[serde(default)]
     pub images: BTreeMap<Name, ImageSeen>,
-    /// The list of revoked nodes. Earlier programs knew of none.
+    /// The list of revoked nodes. Earlier programs had none.
     #[serde(default)]
     pub revocations: Option<Seen>,
-    /// The latest time at which the root has signed something that was accepted: it is not earlier
-    /// than that.
+    /// The latest time at which the root has signed an accepted statement: the present is not
+    /// earlier.
     pub floor: Seconds,
 }
 
-/// One row of a [`Memory`], as it is written. A later row of the same kind and name replaces an
+/// One row of a [`Memory`] in its stored form. A later row of the same kind and name replaces an
 /// earlier one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -126,12 +150,12 @@ pub enum MemoryRow {
     Image(Name, ImageSeen),
     /// What is remembered of a tenant.
     Tenant(TenantId, TenantSeen),
-    /// The latest time at which the root has signed something that was accepted.
+    /// The latest time at which the root has signed an accepted statement.
     Floor(Seconds),
 }
 
 impl Memory {
-    /// The memory of somebody who knows a fleet's fingerprint and nothing else.
+    /// The memory of a program that knows only a fleet's fingerprint.
     pub fn new(fleet: FleetId) -> Self {
         Self {
             fleet,
@@ -179,7 +203,7 @@ impl Memory {
             .chain(tenants.map(|(id, seen)| MemoryRow::Tenant(*id, *seen)))
     }
 
-    /// The memory that these rows make; `None` if the first is not the fleet.
+    /// The memory with these rows; `None` if the first row is not the fleet.
     pub fn from_rows(rows: impl IntoIterator<Item = MemoryRow>) -> Option<Self> {
         let mut rows = rows.into_iter();
         let MemoryRow::Fleet(fleet) = rows.next()? else {

@@ -1,8 +1,10 @@
-//! The judge: what is accepted, given what was seen before. A function of (statement, time, memory) and nothing else.
+//! The judge: decides what is accepted, given what was accepted before. A pure function of
+//! (statement, time, memory).
 //!
-//! A node's vault, the command line and the control plane keep the same rules with this one type. What it *remembers*
-//! ([`Memory`]: digests and versions) is small and outlives the loss of what it *holds* (the statements themselves): after
-//! such a loss the same statements are taken again, lower ones never. Nothing here deletes: absence is not a statement.
+//! A node's vault, the command line and the control plane apply the same rules with this one type.
+//! What the judge *remembers* ([`Memory`]: digests and versions) is small and outlives the loss of
+//! what it *holds* (the statements themselves): after such a loss the same statements are accepted
+//! again, lower ones never. Nothing here deletes: absence is not a statement.
 //!
 //! Judging has two phases, with the owner's write between them: [`Judge::decide`], [`Change::commit`], [`Judge::apply`].
 
@@ -16,6 +18,7 @@ mod refusal;
 mod replay;
 mod revocation;
 mod tenant;
+mod tenant_state;
 #[cfg(test)]
 mod tests;
 
@@ -33,42 +36,43 @@ use crate::statement::{Manifest, OnlineKey, Pool, Root, Statement, Tenant};
 
 use change::Stamp;
 pub use change::{Change, Committed, Row, RowKey};
-pub use freshness::{FreshnessSeen, Stale, Standing};
+pub use freshness::{Stale, Standing};
 use hosts::HostClaims;
-pub use image::ImageSeen;
-pub use memory::{MAX_EPOCHS_REMEMBERED, Memory, MemoryRow, PoolSeen, Seen, TenantSeen};
+pub use memory::{
+    FreshnessSeen, ImageSeen, MAX_EPOCHS_REMEMBERED, Memory, MemoryRow, PoolSeen, Seen, TenantSeen,
+};
 pub use refusal::Refusal;
-pub use tenant::{Accord, Objects, TenantState, no_objects};
+pub use tenant::{Objects, no_objects};
+pub use tenant_state::{Accord, TenantState};
 
-/// Most tenants that are remembered: ten million from a hostile control plane would still need the root's signature, but
-/// a bound is a bound.
+/// Most tenants that are remembered. A hostile control plane would need the root's signature for
+/// each, but the memory must be bounded all the same.
 pub const MAX_TENANTS: usize = 100_000;
-/// Most pools that are remembered.
-pub const MAX_POOLS_HELD: usize = 1000;
-/// Most epochs of a pool that are held: what a node holds has to fit its first message to the control plane. With a new key
-/// every week they last for nineteen years.
+/// Most epochs of a pool that are held: the list of held statements must fit into a node's first
+/// message to the control plane. With a new key every week they suffice for nineteen years.
 pub const MAX_EPOCHS_HELD: usize = 1000;
 
-/// What accepting a statement meant.
+/// The meaning of accepting a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accepted {
-    /// It is new: memory has changed and must be written before this is acknowledged.
+    /// The statement is new: the memory has changed and must be written before this is
+    /// acknowledged.
     New,
     /// It was held already.
     Held,
-    /// It was remembered, but not held any more, and is held again.
+    /// The statement was remembered but no longer held, and is held again.
     Again,
 }
 
-/// How a version relates to memory.
+/// A version in relation to the memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Age {
     New,
     Same,
 }
 
-/// What its owner has accepted, and the rules for what comes next. The owner asks it with
-/// [`Judge::decide`] and keeps it in memory; after a start it comes from [`Judge::replay`].
+/// The accepted statements of its owner, and the rules for the next ones. The owner calls
+/// [`Judge::decide`] and keeps the judge in memory; after a start it comes from [`Judge::replay`].
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub struct Judge {
@@ -77,18 +81,19 @@ pub struct Judge {
     root: Option<Root>,
     online: Option<OnlineKey>,
     pools: BTreeMap<(Name, u64), Pool>,
-    /// Each in a box, or the map's half-filled nodes would take as much again.
+    /// Boxed, because the map's half-filled nodes would otherwise take as much memory again.
     tenants: BTreeMap<TenantId, Box<TenantState>>,
-    /// Who may answer for which host, by the tenants' statements.
+    /// The tenants' claims to hosts, by their statements.
     claims: HostClaims,
     images: BTreeMap<Name, Image>,
     revocations: Option<Revocations>,
-    /// The pool whose functions and secrets matter here; `None` for those who hold every pool's.
+    /// The pool whose functions and secrets matter here; `None` for owners that hold those of every
+    /// pool.
     here: Option<Name>,
 }
 
 impl Judge {
-    /// A judge that knows a fleet's fingerprint and nothing else.
+    /// A judge that knows only a fleet's fingerprint.
     pub fn new(fleet: FleetId, here: Option<Name>) -> Self {
         Self::remembering(Memory::new(fleet), here)
     }
@@ -109,7 +114,7 @@ impl Judge {
         }
     }
 
-    /// What must outlive everything else.
+    /// The rollback memory, which must outlive everything else.
     pub fn memory(&self) -> &Memory {
         &self.memory
     }
@@ -168,17 +173,17 @@ impl Judge {
         tenants.map(|(id, state)| (id, state.as_ref()))
     }
 
-    /// The time, given a clock that may have lost its battery.
+    /// The time by a clock that may be wrong: never before the memory's floor.
     pub fn time(&self, clock: Seconds) -> Seconds {
         clock.max(self.memory.floor)
     }
 
-    /// Judges a statement at the time `clock`, with what it lists in `objects` if it is a manifest.
-    /// The answer depends on nothing else, and nothing changes.
+    /// Judges a statement at the time `clock`, with the objects that a manifest lists from
+    /// `objects`. The answer depends on nothing else, and nothing changes.
     ///
     /// # Errors
     /// The refusal, by name. [`Refusal::Missing`] names the objects that a manifest needs first;
-    /// everything about the manifest itself has then been found right.
+    /// the manifest itself has then passed every check.
     pub fn decide(
         &self,
         envelope: &Envelope,
@@ -188,8 +193,8 @@ impl Judge {
         self.judge(envelope, Some(clock), objects)
     }
 
-    /// Judges a statement that came at the time `clock`; without `clock`, a stored row that was
-    /// judged before it was written: signatures and dates were right then.
+    /// Judges a statement that arrived at the time `clock`; without `clock`, a stored row that was
+    /// judged before it was written, and whose signatures and dates were valid then.
     fn judge(
         &self,
         envelope: &Envelope,
@@ -221,7 +226,7 @@ impl Judge {
         }
     }
 
-    /// The row that the memory of time has after the root has signed something at `issued`.
+    /// The row of the memory's time floor after the root has signed a statement at `issued`.
     fn floor(&self, issued: Seconds) -> Option<MemoryRow> {
         (issued > self.memory.floor).then_some(MemoryRow::Floor(issued))
     }
@@ -249,7 +254,8 @@ impl Judge {
     }
 }
 
-/// Lower is refused, and so is equal with another digest.
+/// Compares with the memory: a lower version is refused, and so is an equal one with another
+/// digest.
 fn age(
     seen: Option<&Seen>,
     version: u64,

@@ -1,4 +1,4 @@
-//! Every refusal has a name.
+//! The refusals of the judge, each with a stable code.
 
 use crate::Seconds;
 use crate::freshness::MAX_SKEW_SECS;
@@ -13,16 +13,16 @@ use crate::secret::SecretError;
 /// Why a statement was refused. [`Refusal::code`] is stable; the text is for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// It is no such statement, or makes no sense in itself.
+    /// The data is not such a statement, or is inconsistent.
     #[error("the statement is malformed: {0}")]
     Malformed(String),
-    /// For another fleet.
+    /// The statement is for another fleet.
     #[error("the statement is of another fleet")]
     FleetOther,
-    /// Another first root than the fleet's fingerprint, or none yet.
-    #[error("the root is not the fleet's, or was not shown yet")]
+    /// The first root differs from the fleet's fingerprint, or has not arrived.
+    #[error("the root is not the fleet's, or has not arrived yet")]
     RootUnknown,
-    /// A root lower than remembered.
+    /// The root's version is lower than the remembered one.
     #[error("root version {1} is lower than {0}, which was accepted before")]
     RootVersionLower(u64, u64),
     /// Another root of the same version.
@@ -31,45 +31,45 @@ pub enum Refusal {
     /// A root that skips versions.
     #[error("root version {got} does not follow {held}")]
     RootVersionGap {
-        /// What is held.
+        /// The held version.
         held: u64,
-        /// What came.
+        /// The version that came.
         got: u64,
     },
-    /// Signed by a root that has expired.
+    /// The root that signed the statement has expired.
     #[error("the root that signed it has expired: {0}")]
     RootExpired(Late),
     /// Too few of the right keys have signed.
     #[error("fewer of the right keys have signed than the threshold asks for")]
     SignatureThreshold,
-    /// Lower than remembered.
+    /// The version is lower than the remembered one.
     #[error("online key version {1} is lower than {0}, which was accepted before")]
     OnlineVersionLower(u64, u64),
-    /// Same version, other digest.
+    /// The version is equal, but the digest differs.
     #[error("another online key of the same version was accepted before")]
     OnlineEqualOther,
-    /// Expired.
+    /// The online key has expired.
     #[error("the online key has expired: {0}")]
     OnlineExpired(Late),
-    /// Same epoch, other key.
+    /// The epoch is equal, but the key differs.
     #[error("another key of the same pool and epoch was accepted before")]
     PoolEqualOther,
-    /// Expired.
+    /// The pool's key has expired.
     #[error("the pool's key has expired: {0}")]
     PoolExpired(Late),
-    /// Lower than remembered.
+    /// The version is lower than the remembered one.
     #[error(
         "image {got} is lower than {held}, which was accepted for pool {pool} before; give it a higher version"
     )]
     ImageVersionLower {
         /// The pool.
         pool: Name,
-        /// What is remembered.
+        /// The remembered version.
         held: ImageVersion,
-        /// What came.
+        /// The version that came.
         got: ImageVersion,
     },
-    /// Same version, other bytes.
+    /// The version is equal, but the bytes differ.
     #[error(
         "another image {version} was accepted for pool {pool} before; give this one a higher version"
     )]
@@ -79,104 +79,104 @@ pub enum Refusal {
         /// The version of both.
         version: ImageVersion,
     },
-    /// Expired.
+    /// The image's statement has expired.
     #[error("the image's statement has expired; push it again: {0}")]
     ImageExpired(Late),
-    /// Not for the pool of this node.
+    /// The image is not for this node's pool.
     #[error("the image is for other pools than this node's")]
     ImagePoolOther,
-    /// Lower than remembered.
+    /// The version is lower than the remembered one.
     #[error("list {1} of revoked nodes is lower than {0}, which was accepted before")]
     RevocationsVersionLower(u64, u64),
-    /// Same version, other digest.
+    /// The version is equal, but the digest differs.
     #[error("another list of revoked nodes of the same version was accepted before")]
     RevocationsEqualOther,
-    /// Listed as revoked.
+    /// The node is listed as revoked.
     #[error("the root has revoked the node with the key {0}")]
     NodeRevoked(PublicKey),
-    /// Lower than remembered.
+    /// The version is lower than the remembered one.
     #[error("tenant version {1} is lower than {0}, which was accepted before")]
     TenantVersionLower(u64, u64),
-    /// Same version, other digest.
+    /// The version is equal, but the digest differs.
     #[error("another statement of the same tenant and version was accepted before")]
     TenantEqualOther,
-    /// Expired.
+    /// The tenant's statement has expired.
     #[error("the tenant's statement has expired: {0}")]
     TenantExpired(Late),
     /// Neither the root nor enough of the keys before have signed.
     #[error("neither the root nor enough of the tenant's keys before have signed this change")]
     TenantKeyChange,
-    /// The tenant signed for more than its keys.
+    /// The tenant signed a change of more than its keys.
     #[error(
         "a tenant may change its own keys and nothing else; hosts, ceilings and dates are the root's"
     )]
     TenantScopeWidened,
-    /// A statement that moves the time at which the tenant was admitted.
+    /// The statement changes the time at which the tenant was admitted.
     #[error(
         "the tenant's earlier statements say that it was admitted at {held:?}, this one says {got:?}: it decides whose a \
          host is and never changes"
     )]
     TenantAdmittedOther {
-        /// What is held.
+        /// The held time.
         held: Option<Seconds>,
-        /// What came.
+        /// The time that came.
         got: Option<Seconds>,
     },
-    /// A tenant that was never introduced, or a version that was not.
-    #[error("the tenant, or this version of it, was not shown yet")]
+    /// The tenant, or this version of it, has not arrived.
+    #[error("the tenant, or this version of it, has not arrived yet")]
     TenantUnknown,
-    /// Lower than remembered.
+    /// The version is lower than the remembered one.
     #[error("manifest version {1} is lower than {0}, which was accepted before")]
     ManifestVersionLower(u64, u64),
-    /// Same version, other digest.
+    /// The version is equal, but the digest differs.
     #[error("another manifest of the same version was accepted before")]
     ManifestEqualOther,
-    /// Expired.
+    /// The manifest has expired.
     #[error("the manifest has expired; `casemate renew` signs it again: {0}")]
     ManifestExpired(Late),
-    /// Of an older manifest than remembered.
+    /// The statement is about an older manifest than the remembered one.
     #[error("the statement names manifest {1}, and manifest {0} was accepted or named before")]
     FreshnessVersionLower(u64, u64),
-    /// Of the same manifest and not newer.
+    /// The statement is about the same manifest and not newer.
     #[error(
         "a statement of freshness that was signed later, or at the same time, was accepted before"
     )]
     FreshnessOlder,
-    /// Of another manifest of the same version.
+    /// The statement is about another manifest of the same version.
     #[error("the statement names another manifest of the version that was accepted before")]
     FreshnessManifestOther,
-    /// The manifest does not ask for it.
+    /// The manifest does not demand freshness.
     #[error("the manifest demands no freshness; `casemate freshness require` signs one that does")]
     FreshnessUndemanded,
-    /// Signed later than now.
+    /// The statement is dated in the future.
     #[error(
         "the statement of freshness is dated more than {MAX_SKEW_SECS} seconds ahead: {0}; set the clock that is wrong"
     )]
     FreshnessFromFuture(Early),
-    /// Too old.
+    /// The statement is too old.
     #[error("the statement of freshness is older than the manifest allows: {0}")]
     FreshnessExpired(Late),
-    /// It lists objects that are not here.
+    /// The manifest lists objects that are not here.
     #[error("{} listed objects are not here yet", .0.len())]
     Missing(Vec<Digest>),
-    /// An object with another digest than listed.
+    /// An object's digest differs from the listed one.
     #[error("the object has another digest than listed")]
     DigestMismatch,
-    /// An object that no manifest lists.
+    /// No manifest lists the object.
     #[error("no manifest lists this object")]
     ObjectUnlisted,
-    /// A release that is none.
+    /// The release is malformed.
     #[error("release of {function}: {message}")]
     ReleaseMalformed {
         /// The function.
         function: Name,
-        /// What is wrong.
+        /// What is wrong with it.
         message: String,
     },
-    /// A release of another fleet, tenant or function.
+    /// The release is for another fleet, tenant or function.
     #[error("the release listed for {0} was made for something else")]
     ReleaseOther(Name),
-    /// A host that the tenant was not given.
+    /// The tenant was not given the host.
     #[error("{function} asks for host {host}, which the tenant was not given")]
     ReleaseHost {
         /// The function.
@@ -184,22 +184,22 @@ pub enum Refusal {
         /// The host.
         host: HostName,
     },
-    /// Two functions claim the same host.
+    /// Two functions declare the same host.
     #[error("two functions ask for host {0}")]
     HostTwice(HostName),
-    /// A limit over the tenant's ceiling.
+    /// A limit exceeds the tenant's ceiling.
     #[error("{function} asks for {limit} = {asked}, the tenant's ceiling is {allowed}")]
     ReleaseOverCeiling {
         /// The function.
         function: Name,
-        /// Which limit.
+        /// The limit.
         limit: &'static str,
-        /// What is asked.
+        /// The requested value.
         asked: u32,
-        /// What is allowed.
+        /// The ceiling.
         allowed: u32,
     },
-    /// A release that declares calls beyond the tenant's egress ceiling.
+    /// The release declares calls beyond the tenant's egress ceiling.
     #[error(
         "{function} declares calls to {host}:{port}, and the operator lets the tenant call {allowed}"
     )]
@@ -210,38 +210,38 @@ pub enum Refusal {
         host: HostName,
         /// The port.
         port: u16,
-        /// What the ceiling allows, for people.
+        /// The places that the ceiling allows, for people.
         allowed: String,
     },
-    /// A secret that is none.
+    /// The secret is malformed.
     #[error("secret {name}")]
     SecretMalformed {
         /// Its name.
         name: Identifier,
-        /// What is wrong.
+        /// What is wrong with it.
         #[source]
         source: SecretError,
     },
-    /// A secret of another fleet, tenant, name or pool.
+    /// The secret is for another fleet, tenant, name or pool.
     #[error("the secret listed as {0} was sealed for something else")]
     SecretOther(Identifier),
-    /// A slot that goes beyond its secret's limits.
+    /// A slot exceeds its secret's limits.
     #[error("slot {binding} of {function}: {message}")]
     SecretLimitsWidened {
         /// The function.
         function: Name,
         /// The slot.
         binding: Identifier,
-        /// Which limit.
+        /// The limit that it exceeds.
         message: String,
     },
-    /// More than can be remembered.
+    /// The memory is full.
     #[error("no more {0} can be remembered")]
     TooMany(&'static str),
 }
 
 impl Refusal {
-    /// Stable name, for scripts, logs and tests.
+    /// The stable code, for scripts, logs and tests.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Malformed(_) => "statement_malformed",

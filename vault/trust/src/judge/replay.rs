@@ -1,22 +1,21 @@
-//! The state again, from the rows that were written.
+//! Rebuilds the state from the written rows.
 
 use super::{Judge, Memory, Objects, Refusal};
 use crate::dsse::Envelope;
 use crate::name::Name;
 
 impl Judge {
-    /// The judge that has written these rows. Each row carries what its owner calls it. The rows
-    /// come in the order of their [`RowKey`](super::RowKey)s, in which each finds what it builds
-    /// on, but images in the order in which they came.
+    /// Rebuilds the judge that has written these rows. Each row carries its owner's label. The rows
+    /// come in the order of their [`RowKey`](super::RowKey)s, in which each follows those that it
+    /// depends on; images come in the order in which they were accepted.
     ///
-    /// A row that is newer than the memory was judged before it was written, and the write was cut
-    /// short before the memory: it is remembered now, and [`Judge::memory`] has to be written
-    /// before anything is acknowledged. Nothing lower than the memory is taken, nor another
-    /// statement of the same version; those rows come back with the refusal. A superseded root
-    /// among them is only the next one's ancestor.
+    /// A row newer than the memory was judged before it was written, and the write was cut short
+    /// before the memory: it is remembered now, and [`Judge::memory`] has to be written before
+    /// anything is acknowledged. Rows lower than the memory, and other statements of the same
+    /// version, are returned with their refusal. A superseded root among them is needed only as the
+    /// next one's ancestor.
     ///
-    /// Whoever could write rows of their own could write the memory as well: the store keeps them
-    /// out.
+    /// An attacker who could write rows could write the memory as well: the store prevents that.
     pub fn replay<T>(
         memory: Memory,
         here: Option<Name>,

@@ -1,4 +1,4 @@
-//! Judging the list of revoked nodes: its version only rises, and it outlives everything else.
+//! Judges the list of revoked nodes: its version only rises, and it outlives everything else.
 
 use super::change::Held;
 use super::{Age, Change, Judge, MemoryRow, Refusal, RowKey, Seen, accepted, age};
@@ -20,8 +20,7 @@ impl Judge {
         self.revocations().is_some_and(|list| list.names(node))
     }
 
-    /// Whether a list was accepted before and is not held any more, so that nobody knows whom it
-    /// names.
+    /// Whether a list was accepted before and is no longer held, so that its content is unknown.
     pub fn has_lost_revocations(&self) -> bool {
         self.memory.revocations.is_some() && self.revocations.is_none()
     }
@@ -32,7 +31,7 @@ impl Judge {
             .is_some_and(|list| list.exposes(pool, epoch))
     }
 
-    /// A revoked node is given no key and is not admitted.
+    /// Refuses a revoked node, which may get no key and may not be admitted.
     ///
     /// # Errors
     /// [`Refusal::NodeRevoked`].

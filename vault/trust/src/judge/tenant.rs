@@ -1,9 +1,10 @@
-//! Judging tenants and their manifests.
+//! Judges tenants and their manifests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::change::Held;
+use super::tenant_state::{Accord, TenantState};
 use super::{Age, Change, Judge, MAX_TENANTS, MemoryRow, Refusal, Row, RowKey, Seen, TenantSeen};
 use super::{accepted, age};
 use crate::Seconds;
@@ -15,45 +16,10 @@ use crate::release::Release;
 use crate::secret::Secret;
 use crate::statement::{Manifest, Statement, Tenant};
 
-/// What is held of a tenant.
-#[derive(Debug, Clone)]
-pub struct TenantState {
-    /// Its newest statement.
-    pub tenant: Tenant,
-    /// Its newest manifest with what that lists.
-    pub manifest: Option<Accord>,
-    /// Its newest statement of freshness; none about a manifest that is older than the held one.
-    pub freshness: Option<Freshness>,
-}
-
-/// A manifest and the objects that it lists, as far as they matter here.
-#[derive(Debug, Clone)]
-pub struct Accord {
-    /// The manifest.
-    pub manifest: Manifest,
-    /// Digest of its payload.
-    pub digest: Digest,
-    /// Releases by digest, wanted ones and fallbacks.
-    pub releases: BTreeMap<Digest, Arc<Release>>,
-    /// Sealed secrets by name, then pool.
-    pub secrets: BTreeMap<(Identifier, Name), Arc<Secret>>,
-}
-
-impl Accord {
-    /// Digests of everything that it lists and that matters here.
-    pub fn objects(&self) -> BTreeSet<Digest> {
-        let secrets = self
-            .secrets
-            .keys()
-            .filter_map(|(name, pool)| self.manifest.secrets.get(name)?.get(pool));
-        self.releases.keys().chain(secrets).copied().collect()
-    }
-}
-
-/// Bytes of an object by its digest, as the caller has them. They are checked against the digest.
+/// Looks up an object's bytes by its digest. The bytes are checked against the digest.
 pub type Objects<'a> = &'a dyn Fn(&Digest) -> Option<Vec<u8>>;
 
-/// The objects of somebody who has none: for every statement that is no manifest.
+/// A lookup that finds nothing, for statements other than manifests.
 pub fn no_objects(_digest: &Digest) -> Option<Vec<u8>> {
     None
 }
@@ -128,7 +94,7 @@ impl Judge {
         }
     }
 
-    /// Judges a `Manifest` with what it lists.
+    /// Judges a `Manifest` with the objects that it lists.
     pub(super) fn decide_manifest(
         &self,
         envelope: &Envelope,
@@ -163,7 +129,8 @@ impl Judge {
             self.must_be_fresh(manifest.expires, clock, Refusal::ManifestExpired)?;
         }
         let (accord, listed) = self.gather(&held.tenant, manifest, digest, objects)?;
-        // What was accepted once is not judged again by a `Tenant` that came later: that is for whoever makes the plan.
+        // An accepted manifest is not judged again by a later `Tenant`: the maker of the plan
+        // applies that.
         if is_new.is_some() {
             must_fit(&held.tenant, &accord)?;
         }
@@ -190,7 +157,7 @@ impl Judge {
         }
     }
 
-    /// Finds and parses everything that the manifest lists and that matters here, with its rows.
+    /// Finds and parses all listed objects that matter here, with their rows.
     fn gather(
         &self,
         tenant: &Tenant,
@@ -270,7 +237,7 @@ impl Judge {
         Ok((accord, listed.into_iter().map(row).collect()))
     }
 
-    /// The id under which a name is known here, if it is.
+    /// The id of the tenant with this name, if it is known here.
     pub fn tenant_named(&self, name: &Name) -> Option<TenantId> {
         self.tenants
             .iter()
@@ -279,8 +246,8 @@ impl Judge {
     }
 }
 
-/// Rows that a tenant needs no more once it has this manifest: objects that only the manifest before
-/// lists, and a statement of freshness about an older one.
+/// Rows that a tenant no longer needs once it has this manifest: objects that only the manifest
+/// before lists, and a statement of freshness about an older one.
 fn dropped(held: &TenantState, next: &Accord) -> Vec<Row> {
     let before = held.manifest.as_ref();
     let before = before.map_or_else(BTreeSet::new, Accord::objects);
@@ -294,7 +261,8 @@ fn dropped(held: &TenantState, next: &Accord) -> Vec<Row> {
     objects.chain(freshness).map(Row::Drop).collect()
 }
 
-/// A change is the root's to make; the keys alone, also the threshold's of the keys before.
+/// Checks who has signed: the root for any change, the threshold of the earlier keys for a change
+/// of keys alone.
 fn must_be_authorised(
     by_root: Result<(), Refusal>,
     envelope: &Envelope,
@@ -304,7 +272,8 @@ fn must_be_authorised(
     match (by_root, held) {
         (Ok(()), _) => Ok(()),
         (Err(refusal), None) => Err(refusal),
-        // It has signed, only too late: that says more than that the tenant has not.
+        // The root has signed, but has expired: this refusal is more precise than that of the
+        // tenant's keys.
         (Err(refusal @ Refusal::RootExpired(_)), _) => Err(refusal),
         (Err(_), Some(held)) => {
             let follows = tenant.version == held.version + 1;
@@ -320,7 +289,7 @@ fn must_be_authorised(
     }
 }
 
-/// Not even the root changes by an oversight whose a host is.
+/// Not even the root may change the time of admission, which decides who owns a host.
 fn must_be_admitted_as_before(tenant: &Tenant, held: Option<&Tenant>) -> Result<(), Refusal> {
     match held {
         Some(held) if held.admitted != tenant.admitted => Err(Refusal::TenantAdmittedOther {
@@ -331,7 +300,7 @@ fn must_be_admitted_as_before(tenant: &Tenant, held: Option<&Tenant>) -> Result<
     }
 }
 
-/// Whether a release and its slots stay within what tenant and secrets allow.
+/// Checks that a release and its slots stay within the limits of tenant and secrets.
 ///
 /// # Errors
 /// The refusal, by name.
@@ -400,8 +369,8 @@ fn must_fit(tenant: &Tenant, accord: &Accord) -> Result<(), Refusal> {
 }
 
 impl TenantState {
-    /// The functions that run in `pool` now, each with its wanted release: what the newest manifest lists, less what the
-    /// newest `Tenant` no longer allows.
+    /// The functions that run in `pool` now, each with its wanted release: those of the newest
+    /// manifest, without what the newest `Tenant` no longer allows.
     pub fn running<'a>(
         &'a self,
         pool: &'a Name,
@@ -424,9 +393,10 @@ impl TenantState {
         })
     }
 
-    /// Whether a release that no accepted manifest lists yet stays within the tenant's egress ceiling. This is for whoever
-    /// takes a new release in: a vault accepts the manifest all the same and refuses the calls, since the ceiling may have
-    /// been lowered after the release was deployed.
+    /// Checks that a release that no accepted manifest lists yet stays within the tenant's egress
+    /// ceiling. Programs that take in a new release call this; a vault accepts the manifest all the
+    /// same and refuses the calls, because the ceiling may have been lowered after the release was
+    /// deployed.
     ///
     /// # Errors
     /// [`Refusal::ReleaseEgress`].
@@ -449,7 +419,7 @@ impl TenantState {
         }
     }
 
-    /// What a function may fall back to now, in the manifest's order.
+    /// The present fallbacks of a function, in the manifest's order.
     pub fn fallbacks<'a>(
         &'a self,
         function: &'a Name,

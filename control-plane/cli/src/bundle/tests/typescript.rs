@@ -1,4 +1,4 @@
-//! What TypeScript and `tsconfig.json` become.
+//! How TypeScript and `tsconfig.json` are compiled.
 
 use super::*;
 
@@ -34,7 +34,7 @@ async fn experimental_decorators_of_tsconfig_are_compiled() {
     let main = bundled(&[("src/index.ts", DECORATED), ("tsconfig.json", config)]).await;
     assert!(!main.contains("@mark"), "{main}");
     assert!(main.contains("#secret = 41"), "{main}");
-    // The setting is TypeScript's: a file of JavaScript has no decorators.
+    // The setting is for TypeScript: a JavaScript file has no decorators.
     let text = failure(&[
         (
             "src/index.ts",
@@ -98,12 +98,14 @@ async fn a_sloppy_script_of_a_package_is_refused_by_name() {
 async fn what_typescript_adds_is_compiled() {
     let main = bundled(&[(
         "src/index.ts",
-        "enum Colour { Red = 1 }\nconst enum Small { A = 1 << 3, B }\nnamespace Space { export const inside = 'inside' }\n\
+        "enum Colour { Red = 1 }\nconst enum Small { A = 1 << 3, B }\nnamespace Space \
+         { export const inside = 'inside' }\n\
          class Base { constructor(protected readonly held = 2) {} }\n\
-         class Sub extends Base { declare extra: string; override toString() { return `${this.held}` } }\n\
+         class Sub extends Base \
+         { declare extra: string; override toString() { return `${this.held}` } }\n\
          const open = () => ({ [Symbol.dispose]() {} });\n\
-         export default { fetch() { using it = open(); return Response.json([Colour[1], Small.B, Space.inside, `${new Sub()}`, \
-         it] satisfies unknown[]) } };\n",
+         export default \
+         { fetch() { using it = open(); return Response.json([Colour[1], Small.B, Space.inside, `${new Sub()}`, it] satisfies unknown[]) } };\n",
     )])
     .await;
     for gone in ["enum ", "namespace ", "declare ", "override ", "satisfies"] {
@@ -123,7 +125,8 @@ const JSX: &[(&str, &str)] = &[
     ),
     (
         "lib/tiny/jsx-runtime.ts",
-        "export const Fragment = '';\nexport const jsx = (tag: string, props: object): string => `tiny ${tag}`;\n",
+        "export const Fragment = '';\nexport const jsx = (tag: string, props: object): string => \
+         `tiny ${tag}`;\n",
     ),
     ("lib/helper.ts", "export const helped = 'the helper';\n"),
 ];
@@ -133,7 +136,7 @@ async fn jsx_and_paths_come_from_tsconfig_with_what_it_extends() {
     let alone = failure(JSX).await;
     assert!(alone.contains("jsxImportSource"), "{alone}");
     let base = r#"{
-        // As people write it: with comments, and commas at the end.
+        // The file has comments and trailing commas, as many projects write it.
         "compilerOptions": { "jsx": "react-jsx", "jsxImportSource": "@lib/tiny", "baseUrl": ".", "paths": { "@lib/*": ["./lib/*"] }, },
     }"#;
     let mut files = JSX.to_vec();
@@ -146,9 +149,10 @@ async fn jsx_and_paths_come_from_tsconfig_with_what_it_extends() {
         main.contains("tiny ${tag}") && main.contains("jsx(\"p\""),
         "{main}"
     );
-    files[0].1 = "import { helped } from '@lib/helper';\nexport default { fetch: () => new Response(helped) };\n";
+    files[0].1 = "import { helped } from '@lib/helper';\nexport default \
+         { fetch: () => new Response(helped) };\n";
     assert!(bundled(&files).await.contains("the helper"));
-    // By a package, as shared configurations are.
+    // A package can hold the shared configuration too.
     files.pop();
     files.extend([
         ("tsconfig.json", r#"{ "extends": "@org/config/base" }"#),

@@ -5,15 +5,16 @@ use super::*;
 const PACKAGE: &str =
     "import { deep } from 'deep';\nexport const shared: string = `shared with ${deep}`;\n";
 
-/// A workspace with a function, a package `lib` beside it that has a dependency of its own, a package that nobody links, and a
-/// file that is nobody's.
+/// A workspace with a function, a package `lib` beside it that has a dependency of its own, a
+/// package that no link leads to, and a file that belongs to no package.
 fn workspace(manifest: (&str, &str)) -> tempfile::TempDir {
     let dir = project(&[
         manifest,
         ("private.json", "\"hunter2\""),
         (
             "apps/web/src/index.ts",
-            "import { shared } from '@org/lib';\nexport default { fetch: () => new Response(shared) };\n",
+            "import { shared } from '@org/lib';\nexport default \
+             { fetch: () => new Response(shared) };\n",
         ),
         (
             "packages/lib/package.json",
@@ -66,7 +67,8 @@ async fn text_of(folder: &Path) -> String {
 
 #[tokio::test]
 async fn linked_packages_of_the_workspace_are_packed_and_named() {
-    // npm and Yarn link every package at the root, pnpm those that a package names beside it.
+    // npm and Yarn link every package at the root, pnpm only those that a package names, beside
+    // that package.
     for (manifest, at) in [
         (NPM, "node_modules/@org/lib"),
         (PNPM, "apps/web/node_modules/@org/lib"),
@@ -127,7 +129,7 @@ async fn what_no_link_names_is_refused_in_a_workspace_too() {
         let folder = dir.path().join("apps/web");
         write(&folder, &[("src/index.ts", &source)]);
         must_be_outside(&folder, Path::new(""), "workspace").await;
-        // Nor may a package of the workspace fetch it.
+        // A package of the workspace must not import it either.
         let inner = import.replacen("../", "", 1);
         write(
             dir.path(),
@@ -190,7 +192,7 @@ async fn the_home_in_a_workspace_is_never_packed() {
 }
 
 #[tokio::test]
-async fn the_workspace_has_its_configuration_in_common_and_nothing_above_counts() {
+async fn a_workspace_shares_its_configuration_and_folders_above_are_ignored() {
     let dir = workspace(NPM);
     link(dir.path(), "packages/lib", "node_modules/@org/lib");
     let paths = r#"{ "compilerOptions": { "paths": { "shared": ["./packages/lib/index.ts"] } } }"#;

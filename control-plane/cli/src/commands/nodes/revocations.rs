@@ -1,16 +1,17 @@
-//! The root's list of revoked nodes: signed here, obeyed by nodes, control plane and tenants' tools.
+//! The root's list of revoked nodes: signed here, enforced by nodes, control plane and tenants'
+//! tools.
 
 use casemate_trust::revocation::Revocations;
 use casemate_trust::statement::Statement as _;
 
-use super::{Admitted, NODES};
+use super::members::{Admitted, NODES};
 use crate::error::{Code, Error};
 use crate::machine::now;
 use crate::memory::Known;
 use crate::session::Context;
 
-/// Signs a list with every node that this home has revoked, unless the newest list names them all, and writes it down.
-/// Whether the list names at least one node.
+/// Signs a list with every node that this home has revoked, unless the newest list names them all,
+/// and writes it down. Returns whether the list names at least one node.
 pub(in crate::commands) fn sign_missing(cx: &Context) -> Result<bool, Error> {
     let _lock = cx.home.lock()?;
     let members: Vec<Admitted> = cx.home.read_json(NODES)?.unwrap_or_default();
@@ -28,7 +29,7 @@ pub(in crate::commands) fn sign_missing(cx: &Context) -> Result<bool, Error> {
     });
     let before = list.nodes.len();
     for member in members.iter().filter(|member| member.revoked) {
-        // The node was given every key up to the newest one; a later one it will not be given.
+        // The node received every key up to the newest one, and will not receive a later one.
         if !list.names(&member.node_key) {
             let epoch = judge.newest_pool(&member.pool).map(|pool| pool.epoch);
             list.revoke(member.node_key, &member.pool, epoch);
@@ -43,7 +44,8 @@ pub(in crate::commands) fn sign_missing(cx: &Context) -> Result<bool, Error> {
         return Err(Error::new(
             Code::Refused,
             format!("the list of revoked nodes cannot be signed: {flaw}"),
-            "the node gets no more keys from this home; rotate the pool's key and begin a new fleet",
+            "the node gets no more keys from this home; rotate the pool's key and begin a new \
+             fleet",
         ));
     }
     known.accept(&list.sign(&[&cx.root_key()?]), issued)?;

@@ -4,13 +4,12 @@ use casemate_api::node::{HealthView, JoinList, NodeList, NodeSummary, NodeView};
 use owo_colors::OwoColorize as _;
 
 use crate::args::NodeShow;
-use crate::commands::short;
 use crate::error::{Code, Error};
-use crate::machine::{DAY, date, now, printable, printable_lines};
+use crate::machine::{DAY, date, now, printable, printable_lines, short};
 use crate::output::{outline, table};
 use crate::session::{Context, Session, WARN_BEFORE};
 
-/// Refusals and manifests that one screen shows of each.
+/// How many refusals and how many manifests are shown without `--all`.
 const SCREEN: usize = 8;
 
 /// `casemate node list`
@@ -19,7 +18,7 @@ pub(in crate::commands) async fn list(cx: &Context) -> Result<(), Error> {
     let list: NodeList = session.api.get("/v1/nodes").await?;
     let joins = match session.api.get::<JoinList>("/v1/nodes/joins").await {
         Ok(list) => list.joins,
-        // Who may only look is not shown who asks.
+        // A read-only token may not list join requests.
         Err(error) if error.code() == Code::Forbidden => Vec::new(),
         Err(error) => return Err(error),
     };
@@ -60,8 +59,9 @@ pub(in crate::commands) async fn list(cx: &Context) -> Result<(), Error> {
             .is_some_and(|seen| now().saturating_sub(seen) < DAY)
         {
             cx.output.warn(&format!(
-                "two machines have the key of node {name}: its disk was copied. Stop one of them, revoke the node \
-                 (`casemate node revoke {name}`), and have the other join anew with an empty state folder",
+                "two machines have the key of node {name}: its disk was copied. Stop one of them, \
+                 revoke the node (`casemate node revoke {name}`), and have the other join anew \
+                 with an empty state folder",
                 name = node.name
             ));
         }
@@ -80,7 +80,7 @@ pub(in crate::commands) async fn list(cx: &Context) -> Result<(), Error> {
     Ok(())
 }
 
-/// Why a node is not served that speaks none of the control plane's versions of the push protocol.
+/// Why a node is not served: it supports none of the control plane's versions of the push protocol.
 fn apart(node: &NodeSummary) -> Option<&str> {
     let checks = node.health.as_ref()?.checks.iter();
     let mut failed = checks.filter(|check| check.name == "protocol" && !check.ok);
@@ -111,7 +111,7 @@ fn state(node: &NodeSummary) -> String {
     }
 }
 
-/// What is not as it should be, in a few words.
+/// The node's problems, in a few words.
 fn health(node: &NodeSummary) -> String {
     let Some(health) = &node.health else {
         return "-".to_owned();
@@ -124,7 +124,7 @@ fn health(node: &NodeSummary) -> String {
         wrong.push("certificate");
     }
     if node.connected_since.is_none() {
-        // The rest is what it said last, which may be long ago.
+        // The other problems are from its last report, which may be old.
         wrong.insert(0, "away");
     }
     match wrong.is_empty() {
@@ -197,10 +197,10 @@ fn text(node: &NodeView, all: bool) -> String {
         lines.push(format!("and {more} more manifests and refusals: `--all`"));
     }
     if all && !node.status.is_null() {
-        lines.push("status, as the node itself says".to_owned());
+        lines.push("status, as the node itself reports".to_owned());
         lines.extend(outline(&node.status));
     } else if !node.status.is_null() {
-        lines.push("`--all` shows everything that the node says of itself".to_owned());
+        lines.push("`--all` shows the node's whole report".to_owned());
     }
     lines.join("\n")
 }

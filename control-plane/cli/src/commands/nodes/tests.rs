@@ -1,8 +1,12 @@
+use casemate_api::node::JoinView;
+use casemate_trust::Seconds;
 use casemate_trust::id::FleetId;
-use casemate_trust::join::JoinToken;
-use casemate_trust::key::SigningKey;
+use casemate_trust::join::{JoinError, JoinRequest, JoinToken};
+use casemate_trust::key::{SealingKey, SigningKey};
+use casemate_trust::statement::Statement as _;
 
-use super::*;
+use super::members::Admitted;
+use super::request::{Rejection, decide};
 
 const FLEET: FleetId = FleetId([7; 32]);
 const NOW: Seconds = 1000;
@@ -69,35 +73,38 @@ fn a_token_admits_one_node_once() {
     let second = join(&token, &key(9));
     assert_eq!(
         decide(&second, FLEET, &records, &[], NOW),
-        Err(No::TokenUsed)
+        Err(Rejection::TokenUsed)
     );
 }
 
 #[test]
-fn refusals_have_names() {
+fn every_refusal_names_its_reason() {
     let one = token("edge-1", 1);
     let records = vec![token("edge-1", 2).record().unwrap()];
     let asked = join(&one, &key(8));
     assert_eq!(
         decide(&asked, FLEET, &records, &[], NOW),
-        Err(No::TokenUnknown)
+        Err(Rejection::TokenUnknown)
     );
     let records = vec![one.record().unwrap()];
     let expired = decide(&asked, FLEET, &records, &[], NOW + 10);
-    assert!(matches!(expired, Err(No::Join(JoinError::Expired(_)))));
+    assert!(matches!(
+        expired,
+        Err(Rejection::Join(JoinError::Expired(_)))
+    ));
     let other = decide(&asked, FleetId([8; 32]), &records, &[], NOW);
-    assert_eq!(other, Err(No::FleetOther));
+    assert_eq!(other, Err(Rejection::FleetOther));
     let taken = decide(&asked, FLEET, &records, &[member("edge-1", &key(9))], NOW);
-    assert_eq!(taken, Err(No::NameTaken));
+    assert_eq!(taken, Err(Rejection::NameTaken));
     let twice = decide(&asked, FLEET, &records, &[member("edge-2", &key(8))], NOW);
-    assert_eq!(twice, Err(No::KeyTaken("edge-2".parse().unwrap())));
+    assert_eq!(twice, Err(Rejection::KeyTaken("edge-2".parse().unwrap())));
     let mut gone = member("edge-1", &key(9));
     gone.revoked = true;
     assert!(decide(&asked, FLEET, &records, &[gone], NOW).is_ok());
 }
 
 #[test]
-fn what_the_control_plane_says_beside_the_envelope_must_be_what_was_signed() {
+fn a_listing_that_contradicts_the_signed_request_is_refused() {
     let token = token("edge-1", 1);
     let records = vec![token.record().unwrap()];
     let asked = join(&token, &key(8));
@@ -113,6 +120,6 @@ fn what_the_control_plane_says_beside_the_envelope_must_be_what_was_signed() {
         relabel(&mut relabelled);
         let decided = decide(&relabelled, FLEET, &records, &[], NOW);
         let (node, pool) = (asked.node.clone(), asked.pool.clone());
-        assert_eq!(decided, Err(No::LabelOther(node, pool)));
+        assert_eq!(decided, Err(Rejection::LabelOther(node, pool)));
     }
 }

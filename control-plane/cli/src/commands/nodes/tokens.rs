@@ -1,4 +1,4 @@
-//! `casemate node token`: with which one node may ask to join, once.
+//! `casemate node token`: makes a token with which one node may ask to join, once.
 
 use casemate_api::node::NewJoinToken;
 use casemate_trust::join::{JoinToken, MAX_ADDRESS_BYTES, TokenRecord};
@@ -6,19 +6,18 @@ use casemate_trust::name::Name;
 use http::Method;
 use serde_json::json;
 
-use super::no_pool;
+use super::grants::no_pool;
 use crate::args::NodeToken;
-use crate::commands::write_once;
+use crate::commands::write_once::write_once;
 use crate::error::{Code, Error};
 use crate::home::Home;
 use crate::machine::{date, now, random};
 use crate::session::{Context, Session};
 
-/// Tokens that were given out, without their secret part.
+/// The tokens that were made, without their secret part.
 pub(in crate::commands) const TOKENS: &str = "joins.json";
 
 /// `casemate node token`
-#[expect(clippy::too_many_lines, reason = "older than the limit")]
 pub(in crate::commands) async fn token(cx: &Context, args: &NodeToken) -> Result<(), Error> {
     if args.cancel {
         return cancel(cx, &args.name);
@@ -29,21 +28,7 @@ pub(in crate::commands) async fn token(cx: &Context, args: &NodeToken) -> Result
     if session.known.judge().newest_pool(&args.pool).is_none() {
         return Err(no_pool(&args.pool));
     }
-    let control = args
-        .control
-        .clone()
-        .unwrap_or_else(|| session.view.quic_address.clone());
-    let port = control
-        .rsplit_once(':')
-        .map(|(host, port)| (!host.is_empty(), port.parse::<u16>().is_ok()));
-    if control.len() > MAX_ADDRESS_BYTES || port != Some((true, true)) {
-        return Err(Error::new(
-            Code::Usage,
-            "expected the control plane's QUIC socket as HOST:PORT",
-            "give it with `--control HOST:PORT`",
-        )
-        .at(control));
-    }
+    let control = quic_socket(&session, args)?;
     let online = session.known.judge().online();
     let quic = online
         .map(|online| online.quic)
@@ -60,22 +45,7 @@ pub(in crate::commands) async fn token(cx: &Context, args: &NodeToken) -> Result
     let record = token
         .record()
         .map_err(|error| Error::internal("the token has no key").source(error))?;
-    let mut tokens: Vec<TokenRecord> = cx.home.read_json(TOKENS)?.unwrap_or_default();
-    // What has expired is refused for that alone.
-    tokens.retain(|token| token.expires > now());
-    tokens.push(record.clone());
-    cx.home.write_json(TOKENS, &tokens)?;
-    session
-        .api
-        .send_bytes(
-            Method::POST,
-            "/v1/nodes/tokens",
-            "application/json",
-            serde_json::to_vec(&NewJoinToken { record })
-                .map_err(|error| Error::internal("a token has no JSON").source(error))?
-                .into(),
-        )
-        .await?;
+    register(&mut session, record).await?;
     let text = token.expose_secret();
     let written = write_once(args.out.as_deref(), &text)?;
     let shown = (!written).then_some(text.as_str());
@@ -102,7 +72,49 @@ pub(in crate::commands) async fn token(cx: &Context, args: &NodeToken) -> Result
     Ok(())
 }
 
-/// `casemate node token --cancel`: nothing but this home admits nodes, so nobody else has to be told.
+/// Where the node finds the control plane, `HOST:PORT`.
+fn quic_socket(session: &Session<'_>, args: &NodeToken) -> Result<String, Error> {
+    let control = args
+        .control
+        .clone()
+        .unwrap_or_else(|| session.view.quic_address.clone());
+    let port = control
+        .rsplit_once(':')
+        .map(|(host, port)| (!host.is_empty(), port.parse::<u16>().is_ok()));
+    if control.len() > MAX_ADDRESS_BYTES || port != Some((true, true)) {
+        return Err(Error::new(
+            Code::Usage,
+            "expected the control plane's QUIC socket as HOST:PORT",
+            "give it with `--control HOST:PORT`",
+        )
+        .at(control));
+    }
+    Ok(control)
+}
+
+/// Writes down the public part of a token here, and then registers it with the control plane.
+async fn register(session: &mut Session<'_>, record: TokenRecord) -> Result<(), Error> {
+    let home = &session.cx.home;
+    let mut tokens: Vec<TokenRecord> = home.read_json(TOKENS)?.unwrap_or_default();
+    // Expired tokens are refused by their date alone, so they need not be kept.
+    tokens.retain(|token| token.expires > now());
+    tokens.push(record.clone());
+    home.write_json(TOKENS, &tokens)?;
+    let json = serde_json::to_vec(&NewJoinToken { record })
+        .map_err(|error| Error::internal("a token has no JSON").source(error))?;
+    session
+        .api
+        .send_bytes(
+            Method::POST,
+            "/v1/nodes/tokens",
+            "application/json",
+            json.into(),
+        )
+        .await?;
+    Ok(())
+}
+
+/// `casemate node token --cancel`. Only this home admits nodes, so no other program needs to know.
 fn cancel(cx: &Context, name: &Name) -> Result<(), Error> {
     let _lock = cx.home.lock()?;
     let count = cancel_tokens(&cx.home, name)?;
@@ -110,20 +122,20 @@ fn cancel(cx: &Context, name: &Name) -> Result<(), Error> {
         return Err(Error::new(
             Code::NotFound,
             format!("this home keeps no token for a node {name}"),
-            "check the name; tokens that were made in another home are cancelled there, expired ones admit nobody",
+            "check the name; cancel tokens of another home there; expired ones admit no node",
         ));
     }
     let result = json!({ "node": name, "cancelled": count });
     cx.output.result(&result, || {
-        format!("{count} tokens for {name} are cancelled: they admit nobody any more")
+        format!("{count} tokens for {name} are cancelled: they admit no node any more")
     })?;
     cx.output.hint(&format!(
-        "A node that has joined already stays: `casemate node revoke {name}` throws it out."
+        "A node that has joined already stays: `casemate node revoke {name}` removes it."
     ));
     Ok(())
 }
 
-/// Forget the tokens that were made for a node; how many.
+/// Delete the tokens that were made for a node; returns how many.
 pub(super) fn cancel_tokens(home: &Home, name: &Name) -> Result<usize, Error> {
     let mut tokens: Vec<TokenRecord> = home.read_json(TOKENS)?.unwrap_or_default();
     let before = tokens.len();

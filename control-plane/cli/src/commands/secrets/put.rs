@@ -2,44 +2,39 @@
 
 mod dropped;
 mod env_file;
+mod limits;
+mod pools;
+mod value;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{IsTerminal as _, Read};
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use casemate_trust::authority::CaPem;
-use casemate_trust::host::HostName;
-use casemate_trust::judge::{Judge, Refusal};
-use casemate_trust::late::Late;
-use casemate_trust::name::{Identifier, Name};
-use casemate_trust::release::{Credential, Scheme, SlotKind as Kind};
-use casemate_trust::secret::{
-    MAX_VALUE_BYTES, Reflection, Secret, SecretError, SecretLimits, SecretPlace, SecretValue,
-};
+use casemate_trust::name::Identifier;
+use casemate_trust::secret::{Secret, SecretLimits, SecretPlace, SecretValue};
 use casemate_trust::statement::Pool;
 use serde_json::{Value, json};
-use zeroize::Zeroizing;
 
-use dropped::dropped;
-
-use super::authorities;
-use crate::args::{self, SecretPut, SlotKind};
-use crate::commands::{deploy::finish, value_in_argv};
-use crate::endpoint::Endpoint;
+use crate::args::SecretPut;
+use crate::commands::finish::finish;
+use crate::commands::usage::value_in_argv;
+use crate::endpoint::authorities;
 use crate::error::{Code, Error};
-use crate::machine::{now, random};
-use crate::memory::refused;
-use crate::project::{DEFAULT_POOL, FILE, Project, load_ca};
+use crate::machine::random;
+use crate::project::{FILE, Project};
 use crate::session::Context;
 use crate::tenancy::{Draft, Tenancy};
+use dropped::dropped;
+use limits::{endpoints, limits, limits_of_slots};
+use pools::pools;
+use value::{cannot_seal, check_length, value};
 
-/// A value with where it may go.
+/// A value with the limits of its use.
 struct Sealing {
     value: SecretValue,
     limits: SecretLimits,
-    /// The version that it got.
+    /// The version of the sealed secret.
     version: u64,
-    /// Options whose limits the version before had, and this one has not.
+    /// Options whose limits the earlier version had, and this one lacks.
     dropped: Vec<&'static str>,
 }
 
@@ -48,7 +43,7 @@ pub(in crate::commands) async fn put(cx: &Context, args: &SecretPut) -> Result<(
     if args.value.is_some() {
         return Err(value_in_argv());
     }
-    // A project with mistakes must not decide where a secret goes.
+    // A project with mistakes must not decide where a secret may go.
     let project = if args.project.project.join(FILE).exists() {
         Some(cx.project(&args.project.project)?)
     } else {
@@ -75,7 +70,8 @@ pub(in crate::commands) async fn put(cx: &Context, args: &SecretPut) -> Result<(
     for (name, sealing) in &secrets {
         if !sealing.dropped.is_empty() {
             cx.output.warn(&format!(
-                "{name} had limits until version {}, and version {} has none of that kind: give {} if that was not meant",
+                "{name} had limits until version {}, and version {} has none of that kind: give {} \
+                 if that was not meant",
                 sealing.version - 1,
                 sealing.version,
                 sealing.dropped.join(", ")
@@ -98,7 +94,8 @@ fn one(name: &Identifier, args: &SecretPut) -> Result<BTreeMap<Identifier, Seali
     Ok([(name.clone(), sealing)].into())
 }
 
-/// The secrets of a file, each with the hosts of the command line or of the credentials that use it.
+/// The secrets of a file, each with the hosts of the command line or of the credentials that use
+/// it.
 fn many(
     cx: &Context,
     args: &SecretPut,
@@ -136,41 +133,12 @@ fn many(
         "no credential of casemate.toml uses {}, so it is not known where it may go",
         homeless.join(", ")
     );
-    let next = "add a [[credential]] for each, give the same `--host HOST` for all, or take them out of the file; nothing \
-                was sealed";
+    let next = "add a [[credential]] for each, give the same `--host HOST` for all, or take them \
+         out of the file; nothing was sealed";
     Err(Error::new(Code::Input, what, next).at(path.display()))
 }
 
-/// The hosts, the port and the authority of the credentials that use a secret.
-fn limits_of_slots(
-    args: &SecretPut,
-    name: &Identifier,
-    slots: &[&Credential],
-) -> Result<SecretLimits, Error> {
-    let endpoint = |slot: &&Credential| Endpoint {
-        host: slot.host.clone(),
-        port: Some(slot.port),
-    };
-    let mut limits = limits(args, slots.iter().map(endpoint).collect())
-        .map_err(|error| error.at(format!("secret {name}")))?;
-    let authorities: BTreeSet<_> = slots
-        .iter()
-        .map(|slot| slot.ca.as_ref().map(CaPem::digest))
-        .collect();
-    match Vec::from_iter(authorities).as_slice() {
-        _ if args.ca.is_some() => {}
-        [only] => limits.ca = *only,
-        _ => {
-            let what =
-                format!("the credentials that use {name} name different authorities in `ca`");
-            let next = "seal the value under a name of its own for each of them";
-            return Err(Error::new(Code::Project, what, next));
-        }
-    }
-    Ok(limits)
-}
-
-/// Seals one secret to every pool, one version above the highest that is listed.
+/// Seals one secret to every pool, with a version one higher than the highest that is listed.
 fn seal(
     tenancy: &Tenancy<'_>,
     draft: &mut Draft,
@@ -210,7 +178,8 @@ fn seal(
     Ok(())
 }
 
-/// What was sealed, as JSON and for people; a secret that the command line named stands alone.
+/// The sealed secrets, as JSON and for people; a secret that the command line named is not in a
+/// list.
 fn told(
     secrets: &BTreeMap<Identifier, Sealing>,
     pools: &[String],
@@ -242,355 +211,4 @@ fn told(
         }
     };
     (more, told.join("\n"))
-}
-
-/// Fewer bytes than this are warned about: a function that may call an upstream as often as it likes can try the
-/// secret's values one by one, and shorter ones also occur in answers by chance, where they are replaced.
-const SHORT_VALUE_BYTES: usize = 16;
-/// Fewer bytes than this are refused without `--short`: eight letters and digits are the least that nobody tries out
-/// within a day at a hundred thousand calls a second.
-const LEAST_VALUE_BYTES: usize = 8;
-
-/// Refuses or warns about a value that a function could guess.
-fn check_length(
-    cx: &Context,
-    args: &SecretPut,
-    name: &Identifier,
-    value: &SecretValue,
-) -> Result<(), Error> {
-    let length = value.expose_secret().len();
-    if length < LEAST_VALUE_BYTES && !args.short {
-        return Err(Error::new(
-            Code::SecretValue,
-            format!(
-                "the value of {name} has fewer than {LEAST_VALUE_BYTES} bytes, so a function can guess it"
-            ),
-            "use a longer key, or seal this one all the same with `--short`",
-        ));
-    }
-    if length < SHORT_VALUE_BYTES {
-        cx.output.warn(&format!(
-            "{name} has fewer than {SHORT_VALUE_BYTES} bytes: a function can guess it through the host that it goes to, and \
-             answers that hold the same bytes by chance are changed"
-        ));
-    }
-    Ok(())
-}
-
-/// Where a secret may go: to these hosts, and what the options say beside.
-fn limits(args: &SecretPut, endpoints: Vec<Endpoint>) -> Result<SecretLimits, Error> {
-    let (hosts, ports) = hosts_and_ports(&endpoints)?;
-    let ca = args.ca.as_ref().map(|path| {
-        let refused = |problem: String| {
-            Error::new(
-                Code::Input,
-                "`--ca` names no certificate authority",
-                "name the PEM file that `ca` names in casemate.toml",
-            )
-            .at(path.display())
-            .lines([problem])
-        };
-        Ok(load_ca(path).map_err(refused)?.digest())
-    });
-    Ok(SecretLimits {
-        ports,
-        methods: args.methods.clone(),
-        paths: args.paths.clone(),
-        slots: args.slots.iter().map(|slot| kind(*slot)).collect(),
-        names: args.slot_names.clone(),
-        ca: ca.transpose()?,
-        reflection: match args.reflection {
-            args::Reflection::Refuse => Reflection::Refuse,
-            args::Reflection::Scrub => Reflection::Scrub,
-        },
-        ..SecretLimits::to_hosts(hosts)
-    })
-}
-
-/// The hosts of the command line, each with its ports.
-fn endpoints(args: &SecretPut) -> Result<Vec<Endpoint>, Error> {
-    let mut endpoints = Vec::new();
-    for endpoint in &args.hosts {
-        match (endpoint.port, args.ports.as_slice()) {
-            (Some(_), [_, ..]) => {
-                return Err(Error::new(
-                    Code::Usage,
-                    "the port is given twice: behind the host and with `--port`",
-                    "leave one of the two out",
-                ));
-            }
-            (_, []) => endpoints.push(endpoint.clone()),
-            (None, named) => endpoints.extend(named.iter().map(|port| Endpoint {
-                host: endpoint.host.clone(),
-                port: Some(*port),
-            })),
-        }
-    }
-    Ok(endpoints)
-}
-
-/// The hosts, and the ports that hold for each of them.
-fn hosts_and_ports(endpoints: &[Endpoint]) -> Result<(Vec<HostName>, Vec<u16>), Error> {
-    let mut of_host: BTreeMap<&HostName, BTreeSet<u16>> = BTreeMap::new();
-    for endpoint in endpoints {
-        let port = endpoint.port.unwrap_or(Scheme::Https.default_port());
-        of_host.entry(&endpoint.host).or_default().insert(port);
-    }
-    let hosts = of_host.keys().map(|host| (*host).clone()).collect();
-    let mut each = of_host.into_values();
-    let ports = each.next().unwrap_or_default();
-    if each.any(|other| other != ports) {
-        return Err(Error::new(
-            Code::Usage,
-            "the hosts have different ports, and a secret has the same ports for each of its hosts",
-            "name the same ports with each host, or seal the value twice under two names",
-        ));
-    }
-    Ok((hosts, ports.into_iter().collect()))
-}
-
-/// The value, from a file, standard input or the terminal.
-fn value(name: &Identifier, args: &SecretPut) -> Result<SecretValue, Error> {
-    let bytes = match &args.from_file {
-        Some(path) => {
-            let cannot_read = |error| {
-                Error::new(
-                    Code::Input,
-                    "cannot read the secret's file",
-                    "check the path and who may read it",
-                )
-                .at(path.display())
-                .source(error)
-            };
-            read(std::fs::File::open(path).map_err(cannot_read)?).map_err(cannot_read)?
-        }
-        None if std::io::stdin().is_terminal() => {
-            let typed = rpassword::prompt_password(format!("Value of {name} (not shown): "));
-            Zeroizing::new(typed.map_err(no_input)?.into_bytes())
-        }
-        None => read(std::io::stdin().lock()).map_err(no_input)?,
-    };
-    SecretValue::parse(bytes).map_err(cannot_seal)
-}
-
-fn read(from: impl Read) -> std::io::Result<Zeroizing<Vec<u8>>> {
-    // Room for one more than allowed with its line break, so that too much is seen; no growing, which would leave copies.
-    let most = MAX_VALUE_BYTES + 3;
-    let mut bytes = Zeroizing::new(Vec::with_capacity(most));
-    from.take(most as u64).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-fn no_input(error: std::io::Error) -> Error {
-    Error::new(
-        Code::Input,
-        "the value could not be read",
-        "give it on standard input or with `--from-file FILE`",
-    )
-    .source(error)
-}
-
-fn cannot_seal(error: SecretError) -> Error {
-    let next = match error {
-        SecretError::ValueByte { .. } => {
-            "check what was copied: a key is one line. For several values use several secrets"
-        }
-        SecretError::ValueLength(0) => {
-            "give the value on standard input or with `--from-file FILE`"
-        }
-        SecretError::ValueLength(_) => "a secret is a key or a password, not a document",
-        _ => "correct what is named and run the command again",
-    };
-    Error::new(Code::SecretValue, "this cannot be sealed as a secret", next).source(error)
-}
-
-fn kind(slot: SlotKind) -> Kind {
-    match slot {
-        SlotKind::Header => Kind::Header,
-        SlotKind::Bearer => Kind::Bearer,
-        SlotKind::Basic => Kind::Basic,
-        SlotKind::Query => Kind::Query,
-    }
-}
-
-/// The pools that it is sealed to, each with its newest key, which must not have expired.
-fn pools(
-    tenancy: &Tenancy<'_>,
-    args: &SecretPut,
-    project: Option<&Project>,
-) -> Result<Vec<Pool>, Error> {
-    let judge = tenancy.session.known.judge();
-    let mut names: BTreeSet<Name> = args.pools.iter().cloned().collect();
-    if names.is_empty() {
-        let functions = tenancy
-            .manifest()
-            .into_iter()
-            .flat_map(|manifest| manifest.functions.values());
-        names.extend(functions.flat_map(|wanted| wanted.pools.clone()));
-        names.extend(
-            project
-                .into_iter()
-                .flat_map(|project| project.pools.clone()),
-        );
-    }
-    if names.is_empty() {
-        let mut all = judge.pools().map(|pool| pool.name.clone());
-        match (all.next(), all.next()) {
-            (Some(only), None) => names.extend([only]),
-            _ => names.extend(DEFAULT_POOL.parse::<Name>()),
-        }
-    }
-    names
-        .iter()
-        .map(|name| sealable(judge, name, now()))
-        .collect()
-}
-
-/// A pool with its newest key, which has not expired.
-fn sealable(judge: &Judge, name: &Name, clock: u64) -> Result<Pool, Error> {
-    let pool = judge.newest_pool(name).ok_or_else(|| {
-        let known: Vec<_> = judge.pools().map(|pool| pool.name.to_string()).collect();
-        let next = format!(
-            "say which with `--pool NAME`; there are {}",
-            known.join(", ")
-        );
-        Error::new(Code::NotFound, format!("there is no pool {name}"), next)
-    })?;
-    let (expires, clock) = (pool.expires, judge.time(clock));
-    if expires <= clock {
-        let late = Late { expires, clock };
-        return Err(refused("pool", Refusal::PoolExpired(late)).at(name));
-    }
-    if judge.is_exposed(name, pool.epoch) {
-        return Err(Error::new(
-            Code::Refused,
-            format!(
-                "a revoked node knows the newest key of pool {name}, epoch {}: nothing is sealed to it",
-                pool.epoch
-            ),
-            format!("ask the operator to run `casemate pool rotate {name}`, then try again"),
-        ));
-    }
-    Ok(pool.clone())
-}
-
-#[cfg(test)]
-mod tests {
-    use casemate_trust::id::FleetId;
-    use casemate_trust::key::{SealingKey, SigningKey};
-    use casemate_trust::statement::{Root, Statement as _};
-
-    use super::*;
-    use crate::memory::tests::accept;
-
-    #[test]
-    fn nothing_is_sealed_to_an_expired_key_even_if_an_older_one_holds() {
-        let key = SigningKey::from_seed(&[1; 32]).unwrap();
-        let root = Root {
-            version: 1,
-            keys: vec![key.public()],
-            threshold: 1,
-            issued: 1,
-            expires: 9000,
-        };
-        let root = root.sign(&[&key]);
-        let mut judge = Judge::new(FleetId(root.payload_digest().0), None);
-        accept(&mut judge, &root);
-        let mut pool = Pool {
-            fleet: judge.fleet(),
-            name: "main".parse().unwrap(),
-            epoch: 1,
-            public_key: SealingKey::of_seed(&[5; 32]).unwrap(),
-            issued: 1,
-            expires: 9000,
-        };
-        accept(&mut judge, &pool.sign(&[&key]));
-        (pool.epoch, pool.expires) = (2, 5000);
-        pool.public_key = SealingKey::of_seed(&[6; 32]).unwrap();
-        accept(&mut judge, &pool.sign(&[&key]));
-        assert_eq!(sealable(&judge, &pool.name, 4999).unwrap().epoch, 2);
-        let error = sealable(&judge, &pool.name, 5000).unwrap_err();
-        assert!(
-            error.to_text().contains("casemate pool rotate"),
-            "{}",
-            error.to_text()
-        );
-        let mut list = casemate_trust::revocation::Revocations {
-            fleet: judge.fleet(),
-            version: 1,
-            nodes: Vec::new(),
-            exposed: BTreeMap::new(),
-            issued: 1,
-        };
-        list.revoke(key.public(), &pool.name, Some(1));
-        accept(&mut judge, &list.sign(&[&key]));
-        assert_eq!(sealable(&judge, &pool.name, 1).unwrap().epoch, 2);
-        list.version = 2;
-        list.revoke(key.public(), &pool.name, Some(2));
-        accept(&mut judge, &list.sign(&[&key]));
-        let error = sealable(&judge, &pool.name, 1).unwrap_err();
-        assert!(error.to_text().contains("a revoked node knows"));
-        let unknown = sealable(&judge, &"eu".parse().unwrap(), 1).unwrap_err();
-        assert_eq!(unknown.code(), Code::NotFound);
-    }
-
-    fn put_args(words: &[&str]) -> SecretPut {
-        let typed = ["casemate", "secret", "put", "K"].iter().chain(words);
-        match <crate::args::Cli as clap::Parser>::try_parse_from(typed)
-            .unwrap()
-            .command
-        {
-            crate::args::Command::Secret(crate::args::Secret::Put(args)) => *args,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn ports_stand_behind_each_host_or_apart_and_are_the_same_for_all() {
-        let ports = |words: &[&str]| {
-            let args = put_args(words);
-            let limits = endpoints(&args).and_then(|endpoints| limits(&args, endpoints));
-            let limits = limits.map_err(|error| error.to_text())?;
-            Ok::<_, String>((authorities(&limits).join(" "), limits.ports))
-        };
-        let told = |text: &str, ports: &[u16]| Ok((text.to_owned(), ports.to_vec()));
-        assert_eq!(ports(&["--host", "a.test"]), told("a.test", &[443]));
-        assert_eq!(
-            ports(&["--host", "a.test:8443"]),
-            told("a.test:8443", &[8443])
-        );
-        assert_eq!(
-            ports(&["--host", "a.test", "--host", "b.test", "--port", "25"]),
-            told("a.test:25 b.test:25", &[25])
-        );
-        assert_eq!(
-            ports(&["--host", "a.test", "--host", "a.test:8443"]),
-            told("a.test a.test:8443", &[443, 8443])
-        );
-        let twice = ports(&["--host", "a.test:25", "--port", "26"]).unwrap_err();
-        assert!(twice.contains("given twice"), "{twice}");
-        let mixed = ports(&["--host", "a.test", "--host", "b.test:8443"]).unwrap_err();
-        assert!(mixed.contains("different ports"), "{mixed}");
-    }
-
-    #[test]
-    fn too_much_is_seen_and_not_read_on() {
-        let endless = std::io::repeat(b'x');
-        let bytes = read(endless).unwrap();
-        assert_eq!(bytes.len(), MAX_VALUE_BYTES + 3);
-        let error = SecretValue::parse(bytes).map_err(cannot_seal).unwrap_err();
-        assert_eq!(error.code(), Code::SecretValue);
-    }
-
-    #[test]
-    fn what_cannot_be_sealed_is_not_shown() {
-        let bytes = Zeroizing::new(b"hunter2\nhunter3".to_vec());
-        let error = SecretValue::parse(bytes).map_err(cannot_seal).unwrap_err();
-        let text = error.to_text();
-        assert!(
-            text.contains("LF at byte 7") && !text.contains("hunter"),
-            "{text}"
-        );
-        assert_eq!(error.code().exit(), 65);
-    }
 }

@@ -1,5 +1,5 @@
-//! What happens between clone(2) and the program: a straight list in the new process, which has one thread, a copy of our
-//! memory, and must never come back to it.
+//! The steps between clone(2) and the program: a straight list in the new process, which has one
+//! thread, a copy of our memory, and must never return to our code.
 
 #![allow(unsafe_code, reason = "a new process between clone and exec")]
 
@@ -15,36 +15,36 @@ use rustix::thread::{self, CapabilitySet, CapabilitySets};
 
 use crate::exit;
 
-/// All that the new process needs, made before it is.
+/// All that the new process needs, made before it exists.
 pub(crate) struct Plan<'a> {
     /// Flags of clone(2): its new namespaces.
     pub(crate) namespaces: libc::c_int,
-    /// User and group id; `None` to keep ours.
+    /// User and group id; `None` keeps ours.
     pub(crate) id: Option<u32>,
-    /// What it keeps over the exec, of what it has.
+    /// The capabilities that the child keeps over the exec, out of those it has.
     pub(crate) capabilities: CapabilitySet,
-    /// `oom_score_adj`, which its parent sets.
+    /// The value of `oom_score_adj`, which the parent sets.
     pub(crate) oom_score: i32,
     /// Whether it may lock all its memory.
     pub(crate) may_lock_memory: bool,
     /// `RLIMIT_DATA`, bytes.
     pub(crate) data_max: Option<u64>,
-    /// Descriptor 0; `None` for nothing to read.
+    /// Descriptor 0; `None` means /dev/null.
     pub(crate) input: Option<BorrowedFd<'a>>,
     /// /dev/null, for descriptor 1.
     pub(crate) null: BorrowedFd<'a>,
-    /// What it becomes; `None` to exit with 0, for a trial.
+    /// The program to execute; `None` exits with 0, for a trial.
     pub(crate) program: Option<Exec<'a>>,
 }
 
-/// A program to become.
+/// A program to execute.
 pub(crate) struct Exec<'a> {
     pub(crate) file: BorrowedFd<'a>,
     pub(crate) arguments: &'a [CString],
     pub(crate) environment: &'a [CString],
 }
 
-/// A step that the new process failed at. Its number travels over the line.
+/// A step that failed in the new process. Its number is sent over the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[rustfmt::skip]
 pub(crate) enum Step {
@@ -87,17 +87,20 @@ const STEPS: [Step; 17] = [
     Step::Exec,
 ];
 
-/// Makes the process. It waits for a byte on `line`, then follows the plan; a step that fails comes back over the line,
-/// and the line closes when it has become its program or is gone. `ours` is the line's other end.
+/// Makes the process. It waits for a byte on `line`, then follows the plan. A step that fails is
+/// reported over the line; the line closes when the program was executed or the process is gone.
+/// `ours` is the line's other end.
 pub(crate) fn spawn(plan: &Plan<'_>, line: OwnedFd, ours: &OwnedFd) -> io::Result<Pid> {
     let flags = libc::c_long::from(plan.namespaces | libc::SIGCHLD);
     let nothing: libc::c_long = 0;
-    // SAFETY: without CLONE_VM and with no stack given this is fork(2) with namespaces: the child goes on here on a copy
-    // of this stack and memory, so nothing of ours changes under us. This program has one thread, so that no lock (of the
-    // allocator, of the log) is held by a thread that the child lacks. The child never returns from the block below.
+    // SAFETY: without CLONE_VM and without a stack this is fork(2) with namespaces: the child
+    // continues here on a copy of this stack and memory, so nothing of ours changes. This program
+    // has one thread, so no lock (of the allocator, of the log) is held by a thread that the child
+    // lacks. The child never returns from the block below.
     match unsafe { libc::syscall(libc::SYS_clone, flags, nothing, nothing, nothing, nothing) } {
         0 => {
-            // Were a panic to unwind from here, our caller's destructors would run a second time, in the child.
+            // If a panic unwound from here, our caller's destructors would run a second time, in
+            // the child.
             let _no_way_back = NoWayBack;
             forget(ours);
             let (step, errno) = match follow(plan, &line) {
@@ -120,15 +123,15 @@ pub(crate) fn spawn(plan: &Plan<'_>, line: OwnedFd, ours: &OwnedFd) -> io::Resul
     }
 }
 
-/// Closes the child's copy of its parent's end: with it open the line would never close, and a child whose parent died
-/// would wait for ever.
+/// Closes the child's copy of its parent's end: otherwise the line would never close, and a child
+/// whose parent died would wait without end.
 fn forget(ours: &OwnedFd) {
-    // SAFETY: closes a number and touches no memory. The child neither uses its copy of `ours` after this nor ever drops it,
-    // for it does not come back from `spawn`.
+    // SAFETY: closes a number and touches no memory. The child neither uses its copy of `ours`
+    // after this nor drops it, because it never returns from `spawn`.
     unsafe { libc::close(ours.as_raw_fd()) };
 }
 
-/// Reads what the child sent over the line.
+/// Parses the child's report.
 pub(crate) fn decode(report: &[u8]) -> Option<(Step, Errno)> {
     let (step, errno) = report.split_first_chunk::<4>()?;
     let step = STEPS.get(u32::from_le_bytes(*step) as usize)?;
@@ -142,7 +145,8 @@ enum Never {}
 
 #[expect(clippy::too_many_lines, reason = "older than the limit")]
 fn follow(plan: &Plan<'_>, line: &OwnedFd) -> Result<Never, (Step, Errno)> {
-    // Our parent first puts us into a cgroup and maps our ids. Nothing comes if it died meanwhile.
+    // Our parent first puts us into a cgroup and maps our ids. The line closes if the parent dies
+    // meanwhile.
     let mut go = [0];
     match recv(line, &mut go, RecvFlags::empty()).map_err(|error| (Step::Wait, error))? {
         (1, _) => {}
@@ -155,13 +159,14 @@ fn follow(plan: &Plan<'_>, line: &OwnedFd) -> Result<Never, (Step, Errno)> {
         .map_err(|error| (Step::Descriptors, error))?;
     rustix::stdio::dup2_stdout(plan.null).map_err(|error| (Step::Descriptors, error))?;
 
-    // What the program mounts and unmounts must not come back to the machine.
+    // Mounts of the program must not propagate to the machine.
     if plan.namespaces & libc::CLONE_NEWNS != 0 {
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", private).map_err(|error| (Step::Mounts, error))?;
     }
 
-    // While we have the capability for it. Without it the program reports that its memory is not locked.
+    // Done while we have the capability. Without it the program reports that its memory is not
+    // locked.
     if plan.may_lock_memory {
         let unlimited = Rlimit {
             current: None,
@@ -173,12 +178,12 @@ fn follow(plan: &Plan<'_>, line: &OwnedFd) -> Result<Never, (Step, Errno)> {
         }
     }
 
-    // While we have the capability for it; without it there is nothing to drop.
+    // Done while we have the capability; without it there is nothing to drop.
     let held = thread::capabilities(None).map_err(|error| (Step::Capabilities, error))?;
     if held.effective.contains(CapabilitySet::SETPCAP) {
         for capability in CapabilitySet::all().difference(plan.capabilities).iter() {
             match thread::remove_capability_from_bounding_set(capability) {
-                // Not known to this kernel.
+                // This kernel does not know the capability.
                 Ok(()) | Err(Errno::INVAL) => {}
                 Err(error) => return Err((Step::Bounding, error)),
             }
@@ -186,7 +191,7 @@ fn follow(plan: &Plan<'_>, line: &OwnedFd) -> Result<Never, (Step, Errno)> {
     }
 
     if let Some(id) = plan.id {
-        // Groups before the user, for the user may not change them.
+        // Groups come before the user, because the unprivileged user cannot change them.
         thread::set_thread_groups(&[]).map_err(|error| (Step::Groups, error))?;
         let gid = Gid::from_raw(id);
         thread::set_thread_res_gid(gid, gid, gid).map_err(|error| (Step::Group, error))?;
@@ -218,8 +223,8 @@ fn follow(plan: &Plan<'_>, line: &OwnedFd) -> Result<Never, (Step, Errno)> {
 
     thread::set_no_new_privs(true).map_err(|error| (Step::NoNewPrivs, error))?;
 
-    // After the change of user, which takes it back. Should our parent have died before, the line is closed: then nobody
-    // would send the signal.
+    // Comes after the change of user, which resets it. If our parent died before, the line is
+    // closed, because no signal would come then.
     process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|error| (Step::DeathSignal, error))?;
     match recv(line, &mut go, RecvFlags::DONTWAIT) {
@@ -227,7 +232,7 @@ fn follow(plan: &Plan<'_>, line: &OwnedFd) -> Result<Never, (Step, Errno)> {
         _ => leave(exit::UNAVAILABLE.into()),
     }
 
-    // They go with the exec, for until then the line and the program are among them.
+    // These are closed by the exec, because the line and the program are among them.
     close_descriptors_from(FIRST_OTHER, libc::CLOSE_RANGE_CLOEXEC)
         .map_err(|error| (Step::Close, errno(&error)))?;
 
@@ -239,13 +244,15 @@ fn follow(plan: &Plan<'_>, line: &OwnedFd) -> Result<Never, (Step, Errno)> {
     }
 }
 
-/// The first descriptor that is no standard one.
+/// The first descriptor that is not a standard one.
 pub(crate) const FIRST_OTHER: u32 = 3;
 
-/// Closes every descriptor from `first` on, which is no standard one, or with `CLOSE_RANGE_CLOEXEC` marks them for closing.
+/// Closes every descriptor from `first` on; with `CLOSE_RANGE_CLOEXEC`, marks them for closing at
+/// the exec.
 pub(crate) fn close_descriptors_from(first: u32, flags: libc::c_uint) -> io::Result<()> {
-    // SAFETY: takes three numbers and touches no memory. No object of ours holds a descriptor above 2 that is used after
-    // this: at our start there is none, and in a child only the exec follows, until which they stay open.
+    // SAFETY: takes three numbers and touches no memory. No object of ours uses a descriptor above
+    // 2 after this: at our start there is none, and in a child only the exec follows, until which
+    // they stay open.
     match unsafe {
         libc::syscall(
             libc::SYS_close_range,
@@ -259,10 +266,11 @@ pub(crate) fn close_descriptors_from(first: u32, flags: libc::c_uint) -> io::Res
     }
 }
 
-/// No signal blocked, and SIGPIPE as a program expects to find it: both would survive the exec.
+/// Unblocks all signals and resets SIGPIPE to the default: both would survive the exec.
 fn ordinary_signals() -> io::Result<()> {
-    // SAFETY: an all-zero `sigset_t` is the empty set on Linux, and it outlives the call; the previous mask is not asked
-    // for. SIG_DFL installs no handler, so no code of ours can come to run in a signal.
+    // SAFETY: an all-zero `sigset_t` is the empty set on Linux, and it outlives the call; the
+    // previous mask is not requested. SIG_DFL installs no handler, so no code of ours can run in a
+    // signal.
     let outcome = unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         let empty: libc::sigset_t = std::mem::zeroed();
@@ -275,7 +283,8 @@ fn ordinary_signals() -> io::Result<()> {
     }
 }
 
-/// By descriptor, for the program's own user may not be able to walk to it. Comes back only with an error.
+/// Executes by descriptor, because the program's user may not be able to reach its path. Returns
+/// only on an error.
 fn execute(program: &Exec<'_>) -> io::Error {
     let pointers = |strings: &[CString]| {
         let all = strings.iter().map(|string| string.as_ptr());
@@ -301,10 +310,10 @@ fn errno(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::INVAL)
 }
 
-/// Ends the child without running anything that our parent has registered for its own end.
+/// Ends the child without running the exit handlers that our parent has registered.
 fn leave(code: i32) -> ! {
-    // SAFETY: _exit(2) has no precondition; not running destructors and exit handlers is what we want, for they are our
-    // parent's.
+    // SAFETY: _exit(2) has no precondition. Destructors and exit handlers must not run, because
+    // they belong to our parent.
     unsafe { libc::_exit(code) }
 }
 
@@ -343,7 +352,8 @@ mod tests {
             program: None,
         };
         let child = spawn(&plan, theirs, &ours).unwrap();
-        // As when we die: nothing was sent. (A test has threads; the child does no more than wait and end, without memory of theirs.)
+        // This is what happens when we die: nothing was sent. (A test has threads, but the child
+        // only waits and ends, without touching their memory.)
         drop(ours);
         for _ in 0..1000 {
             if let Some((_, status)) = waitpid(Some(child), WaitOptions::NOHANG).unwrap() {
@@ -353,7 +363,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(10));
         }
         kill_process(child, Signal::KILL).unwrap();
-        panic!("it waits for ever");
+        panic!("the child waits without end");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The state folders: one for the supervisor, one for the vault, each its owner's alone.
+//! The state folders: one for the supervisor and one for the vault, each accessible to its owner
+//! alone.
 
 use std::fs;
 use std::io;
@@ -10,14 +11,14 @@ use rustix::process::{Gid, Uid};
 
 use crate::uid;
 
-/// Makes `state` with its two folders, and gives it back as an absolute path. With `base`, the folders come to belong to
-/// the programs; what is in them already keeps its owner.
+/// Makes `state` with its two folders, and returns its absolute path. With `base`, the folders are
+/// given to the programs' users; existing contents keep their owner.
 pub(crate) fn prepare(state: &Path, base: Option<u32>) -> io::Result<PathBuf> {
     fs::create_dir_all(state)?;
     let state = fs::canonicalize(state)?;
 
     if base.is_some() {
-        // The programs pass through it, and see nothing.
+        // The programs may pass through the folder, but not list it.
         let folder = openat(
             CWD,
             &state,
@@ -34,7 +35,7 @@ pub(crate) fn prepare(state: &Path, base: Option<u32>) -> io::Result<PathBuf> {
             Err(error) => return Err(error.into()),
         }
 
-        // A link in its place would make us give a folder of somebody else away.
+        // A link in its place would make us give away another folder.
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let folder = openat(CWD, &path, flags, Mode::empty())?;
 

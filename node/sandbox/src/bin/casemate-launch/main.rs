@@ -1,9 +1,9 @@
-//! casemate-launch: the only privileged program of a node. It starts the supervisor, then programs at its command, each
-//! in its walls; reaps them; and ends with them.
+//! casemate-launch: the only privileged program of a node. It starts the supervisor, then programs
+//! at its command, each in its sandbox; reaps them; and ends together with them.
 //!
-//! As root, every program gets a user id of its own. Otherwise all run as the user that launch runs as, and only user
-//! namespaces keep workers apart from the rest. It parses its own arguments, the two numbers that say which descriptors
-//! were passed to it, and packets of 64 bytes, nothing else.
+//! As root, it gives every program a user id of its own. Otherwise all programs run as launch's own
+//! user, and only user namespaces separate workers from the rest. Launch parses only its own
+//! arguments, the two numbers that describe the passed descriptors, and packets of 64 bytes.
 
 mod cgroup;
 mod child;
@@ -41,7 +41,8 @@ mod exit {
     pub(crate) const TEMPORARY: u8 = 75;
 }
 
-/// User ids from the base on: the supervisor, the vault and the gateway have one each, workers one from a thousand on.
+/// Offsets of user ids from the base: the supervisor, the vault and the gateway have one each,
+/// workers begin at a thousand.
 mod uid {
     pub(crate) const SUPERVISOR: u32 = 1;
     pub(crate) const VAULT: u32 = 2;
@@ -65,10 +66,10 @@ struct Args {
     /// Folder of the node's state; the programs must be able to pass through the folders above it
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
-    /// Where init says what it does with the machine, on one that boots images; user id BASE+1 must be able to read its folder
+    /// Where init describes the machine, on a machine that boots images; user id BASE+1 must be able to read its folder
     #[arg(long, value_name = "FILE")]
     machine: Option<PathBuf>,
-    /// Folder of the node's programs; by default the one that casemate-launch lies in
+    /// Folder of the node's programs; by default the folder of casemate-launch
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
     /// First of the 5096 user and group ids that belong to this node alone; ignored unless run as root
@@ -77,7 +78,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    // Before anything else, so that no descriptor, file mode or privilege of our parent comes along.
+    // Before anything else, so that no descriptor, file mode or privilege of our parent remains.
     let passed = match sanitise() {
         Ok(passed) => passed,
         Err(error) => {
@@ -116,7 +117,7 @@ fn run(args: &Args, passed: Vec<OwnedFd>) -> Result<u8, Refused> {
     let node = fs::canonicalize(&args.node).map_err(|source| missing(source, &args.node))?;
     let vault = fs::canonicalize(&args.vault).map_err(|source| missing(source, &args.vault))?;
 
-    // Not the file, which may not be there yet: where it will be.
+    // Not the file itself, which may not exist yet, but its future path.
     let machine = args.machine.as_ref().map(std::path::absolute).transpose();
     let machine = machine.map_err(|source| missing(source, &args.state))?;
 
@@ -147,16 +148,16 @@ fn run(args: &Args, passed: Vec<OwnedFd>) -> Result<u8, Refused> {
         Outcome::Upgrade(sockets) => {
             tracing::info!(
                 sockets = sockets.len(),
-                "everything has ended; executing the program anew"
+                "all programs have ended; launch executes its program file again"
             );
             let error = successor.become_it(sockets.into_descriptors());
-            tracing::error!(%error, "cannot begin anew");
+            tracing::error!(%error, "cannot execute the program file again");
             Ok(exit::SOFTWARE)
         }
     }
 }
 
-/// Why launch does not start at all.
+/// Why launch does not start.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
     #[error("cannot read the configuration {path}")]
@@ -197,7 +198,7 @@ impl Refused {
     }
 }
 
-/// Gives the descriptors that were passed to this process by name; no other one stays.
+/// Returns the descriptors that were passed to this process; all others are closed.
 fn sanitise() -> std::io::Result<Vec<OwnedFd>> {
     let count = upgrade::passed();
     child::close_descriptors_from(child::FIRST_OTHER + count, 0)?;
@@ -210,7 +211,7 @@ fn sanitise() -> std::io::Result<Vec<OwnedFd>> {
 fn log() {
     let filter = EnvFilter::try_from_env("CASEMATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
-        // It would say on standard error, or die, that standard error cannot be written to.
+        // Otherwise a closed standard error would cause a message on standard error, or a panic.
         .log_internal_errors(false)
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -1,5 +1,6 @@
-//! A service manager that keeps descriptors over a restart: systemd's descriptor store, of which the protocol is
-//! sd_notify(3)'s. Whoever stores something here gets it back in `LISTEN_FDS` at the next start.
+//! A service manager that keeps descriptors over a restart: systemd's descriptor store, with the
+//! protocol of sd_notify(3). A program that stores a descriptor gets it back in `LISTEN_FDS` at the
+//! next start.
 
 use std::ffi::OsString;
 use std::io::{self, IoSlice};
@@ -24,7 +25,7 @@ pub(crate) struct Manager {
 }
 
 impl Manager {
-    /// The one that the environment names, if it does.
+    /// The manager that the environment names, if any.
     pub(crate) fn from_environment() -> Option<Self> {
         let path = std::env::var_os(SOCKET_VARIABLE)?;
         match Self::at(&path) {
@@ -32,7 +33,7 @@ impl Manager {
             Err(error) => {
                 tracing::warn!(
                     %error,
-                    "{SOCKET_VARIABLE} names no socket: listening sockets are not stored for a restart"
+                    "{SOCKET_VARIABLE} is not a socket's address: listening sockets are not stored for a restart"
                 );
                 None
             }
@@ -53,18 +54,18 @@ impl Manager {
         Ok(Self { socket, address })
     }
 
-    /// Has it keep a copy of a socket.
+    /// Asks the manager to keep a copy of a socket.
     pub(crate) fn store(&self, address: SocketAddr, socket: &OwnedFd) {
         let text = format!("FDSTORE=1\nFDNAME={}", name(address));
         self.tell(&text, &[socket.as_fd()]);
     }
 
-    /// Has it close its copy.
+    /// Asks the manager to close its copy.
     pub(crate) fn remove(&self, address: SocketAddr) {
         self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={}", name(address)), &[]);
     }
 
-    /// Never waits: a manager that does not read costs the copy and nothing else.
+    /// Sends without waiting: if the manager does not read, only the copy is lost.
     fn tell(&self, text: &str, descriptors: &[BorrowedFd<'_>]) {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -81,13 +82,13 @@ impl Manager {
         if let Err(error) = sent {
             tracing::warn!(
                 %error,
-                "the service manager was not told of a listening socket: a restart may refuse callers"
+                "the service manager did not take a listening socket: a restart may refuse callers"
             );
         }
     }
 }
 
-/// What the manager calls a socket: a name may have no colon.
+/// The manager's name of the socket, which must not contain a colon.
 pub(crate) fn name(address: SocketAddr) -> String {
     address.to_string().replace(':', "_")
 }

@@ -1,8 +1,10 @@
-//! The loop: commands in, events out, children reaped. It ends when the supervisor does, and everything ends with it. A
-//! supervisor that crashes is started again, and adopts the children that its predecessor has started: launch has kept the
-//! supervisor's ends of their control sockets, so that they notice nothing.
+//! The main loop: receives commands, sends events, reaps children. It ends when the supervisor
+//! does, and everything ends with it. A supervisor that crashes is started again and adopts its
+//! predecessor's children: launch has kept the supervisor's ends of their control sockets, so that
+//! the children notice nothing.
 //!
-//! Listening sockets outlive all of them: launch holds the gateway's, and hands them to each new supervisor.
+//! Listening sockets outlive all of them: launch holds the gateway's, and passes them to each new
+//! supervisor.
 
 #![allow(unsafe_code, reason = "a descriptor that the kernel hands over")]
 
@@ -37,25 +39,27 @@ use crate::{Refused, exit};
 use restart::is_crash;
 use signals::{Ending, signals};
 
-/// From a request to end until we end everything ourselves. The supervisor drains requests meanwhile.
+/// Time from a request to end until launch ends everything itself. The supervisor drains requests
+/// meanwhile.
 const GRACE: Duration = Duration::from_secs(15);
-/// From the supervisor closing its socket until we end everything: it is about to exit, or broken.
+/// Time from the supervisor closing its socket until launch ends everything: it is about to exit,
+/// or broken.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// For children to be gone after SIGKILL; one that hangs in the kernel must not keep us.
+/// Time for children to end after SIGKILL; one that hangs in the kernel must not delay us.
 const BURIAL: Duration = Duration::from_secs(5);
-/// Events that wait for the supervisor to read; from here on we read none of its commands. Exits may come on top, one for
-/// each child.
+/// Events that may wait for the supervisor; beyond this, launch reads no command. Exits may be
+/// added, one for each child.
 const EVENTS_MAX: usize = 1024;
 
-/// How serving has ended.
+/// How serving ended.
 pub(crate) enum Outcome {
-    /// We exit with this code.
+    /// Exit with this code.
     Exit(u8),
-    /// We become the program that lies in our place now; it gets the sockets.
+    /// Execute the program that is in our place now; it gets the sockets.
     Upgrade(Sockets),
 }
 
-/// Serves until the end. `sockets` are those that were passed to us.
+/// Serves until the end. `sockets` are those that were passed to this process.
 pub(crate) fn serve(
     launcher: Launcher,
     sockets: Sockets,
@@ -63,7 +67,7 @@ pub(crate) fn serve(
 ) -> Result<Outcome, Refused> {
     let step = |step, source: io::Error| Refused::Step { step, source };
     let signals = signals().map_err(|error| step("take our signals as a descriptor", error))?;
-    // One for each child, which a successor of the supervisor gets.
+    // One descriptor for each child, for a successor of the supervisor.
     casemate_sandbox::raise_descriptors()
         .map_err(|error| step("raise the limit of descriptors", io::Error::other(error)))?;
     let (socket, theirs) =
@@ -99,7 +103,7 @@ pub(crate) fn serve(
     })
 }
 
-/// Our end and the supervisor's.
+/// Makes our end and the supervisor's.
 fn command_socket() -> Result<(OwnedFd, OwnedFd), Errno> {
     socketpair(
         AddressFamily::UNIX,
@@ -117,17 +121,17 @@ struct Server {
     supervisor_cgroup: Option<Cgroup>,
     supervisor_end: Option<End>,
     children: BTreeMap<u64, Child>,
-    /// Of user ids, for workers.
+    /// Free user ids, for workers.
     free_slots: BTreeSet<u32>,
-    /// How many children we have started, ever: their cgroups' names.
+    /// Number of children started so far, which names their cgroups.
     started: u64,
     events: VecDeque<(Event, Option<OwnedFd>)>,
     /// Whether the supervisor's socket is still open.
     listening: bool,
-    /// What we were asked for.
+    /// The end that was requested.
     ending: Option<Ending>,
     deadline: Option<Instant>,
-    /// When the supervisor was started again lately.
+    /// When the supervisor was restarted recently.
     restarts: VecDeque<Instant>,
     sockets: Sockets,
     successor: Successor,
@@ -136,18 +140,19 @@ struct Server {
 struct Child {
     pid: Pid,
     program: Program,
-    /// MiB; 0: the machine's.
+    /// Memory limit in MiB; 0 means the machine's memory.
     memory_mib: u32,
     slot: Option<u32>,
     cgroup: Option<Cgroup>,
-    /// The supervisor's end of its control socket.
+    /// The supervisor's end of the child's control socket.
     control: Option<OwnedFd>,
     note: [u8; NOTE_BYTES],
 }
 
-/// What came from the supervisor.
+/// A packet from the supervisor.
 enum Received {
-    /// With its descriptors: of a start, the child's end of its control socket and the supervisor's; of a hold, the socket.
+    /// A command with its descriptors: for a start, the child's end of its control socket and the
+    /// supervisor's; for a hold, the socket.
     Command(Command, Vec<OwnedFd>),
     Nothing,
     Closed,
@@ -177,7 +182,7 @@ impl Server {
                     }
                     Received::Malformed => {
                         tracing::error!(
-                            "the supervisor sent something that is no command; ending everything"
+                            "the supervisor sent a malformed command; ending all programs"
                         );
                         break;
                     }
@@ -189,7 +194,7 @@ impl Server {
         self.exit_code()
     }
 
-    /// Until there is something to do.
+    /// Waits until there is something to do.
     fn wait(&self) {
         let mut wanted = PollFlags::empty();
         if self.events.len() < EVENTS_MAX {
@@ -218,7 +223,7 @@ impl Server {
         );
     }
 
-    /// All that have ended; as the first process of a container also those that are nobody's.
+    /// Reaps all children that have ended; as the first process of a container, also orphans.
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             if self.supervisor == Some(pid) {
@@ -255,7 +260,8 @@ impl Server {
     }
 
     fn receive(&self) -> Received {
-        // A byte more than a packet and a descriptor more than two, so that more is noticed.
+        // One byte more than a packet and one descriptor more than two, so that an excess is
+        // noticed.
         let mut bytes = [0; PACKET_BYTES + 1];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -400,8 +406,8 @@ impl Server {
         }
     }
 
-    /// Gives a worker to a tenant. Its own memory limit narrows and never widens: whoever has taken the supervisor over
-    /// gains no memory by this.
+    /// Assigns a worker to a tenant. The worker's own memory limit is lowered and never raised, so
+    /// that a taken-over supervisor gains no memory.
     fn assign(&mut self, id: u64, tenant: NonZeroU32, memory_mib: u32, tenant_memory_mib: u32) {
         let Some(child) = self.children.get_mut(&id) else {
             return;
@@ -412,7 +418,7 @@ impl Server {
                 id,
                 memory_mib,
                 in_force_mib,
-                "assignment ignored: only a worker has a tenant, and its memory limit never widens"
+                "assignment ignored: only a worker has a tenant, and its memory limit is never raised"
             );
             return;
         }
@@ -428,13 +434,13 @@ impl Server {
             }
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::error!(id, %tenant, cause, "{error}; the worker is ended");
+                tracing::error!(id, %tenant, cause, "{error}; the worker will be ended");
                 let _ = kill_process(child.pid, Signal::KILL);
             }
         }
     }
 
-    /// As much as the supervisor takes at the moment.
+    /// Sends as many events as the supervisor takes at the moment.
     fn tell(&mut self) {
         while let Some((event, descriptor)) = self.events.front() {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -451,13 +457,13 @@ impl Server {
                 SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
             ) {
                 Err(Errno::AGAIN | Errno::INTR) => return,
-                // Gone ones show as an end of the socket or of the process.
+                // A supervisor that is gone shows as the end of its socket or process.
                 Ok(_) | Err(_) => drop(self.events.pop_front()),
             }
         }
     }
 
-    /// Ends everything that is left and waits for it.
+    /// Ends all remaining children and waits for them.
     fn bury(&mut self) {
         let deadline = Instant::now() + BURIAL;
         let left = |server: &Self| {
@@ -481,11 +487,12 @@ impl Server {
         }
         self.launcher.cgroups.close();
         if !all.is_empty() {
-            tracing::info!(ended = all.len(), "ended what was left");
+            tracing::info!(ended = all.len(), "ended the remaining children");
         }
     }
 
-    /// The supervisor's own, if that says that something is to be done about it; never 0 if nobody asked us to end.
+    /// The supervisor's own code, if that asks for an action of the operator; never 0 if no end was
+    /// requested.
     fn exit_code(&self) -> u8 {
         match self.supervisor_end {
             Some(End::Exit(0)) if self.ending.is_some() => 0,

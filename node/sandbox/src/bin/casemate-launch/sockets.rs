@@ -1,5 +1,6 @@
-//! Listening sockets that launch holds for the gateway: they stay open while supervisor and gateway are started again, and
-//! go along when launch executes itself anew. A service manager that keeps descriptors gets a copy of each.
+//! Listening sockets that launch holds for the gateway: they stay open while supervisor and gateway
+//! are restarted, and are passed on when launch executes itself again. A service manager that keeps
+//! descriptors gets a copy of each.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -8,7 +9,7 @@ use casemate_sandbox::launch::{Event, NotAListener, SOCKETS_MAX, listener_addres
 
 use crate::manager::Manager;
 
-/// See the module.
+/// The held sockets by number, and the service manager that gets copies.
 #[derive(Debug)]
 pub(crate) struct Sockets {
     held: Vec<Held>,
@@ -27,14 +28,15 @@ struct Held {
 pub(crate) enum HoldError {
     #[error("{SOCKETS_MAX} are held already")]
     TooMany,
-    #[error("there is one of this number already")]
+    #[error("a socket with this number is held already")]
     Duplicate,
     #[error("{0}")]
     NotAListener(#[from] NotAListener),
 }
 
 impl Sockets {
-    /// With those that were passed to this process, as far as they are listening sockets.
+    /// Starts with the descriptors that were passed to this process, as far as they are listening
+    /// sockets.
     pub(crate) fn passed(passed: Vec<OwnedFd>, manager: Option<Manager>) -> Self {
         let mut sockets = Self {
             held: Vec::new(),
@@ -89,12 +91,12 @@ impl Sockets {
         }
     }
 
-    /// How many are held.
+    /// Number of held sockets.
     pub(crate) fn len(&self) -> usize {
         self.held.len()
     }
 
-    /// For a supervisor that starts, in the order in which they came.
+    /// The events for a supervisor that starts, in the order of arrival.
     pub(crate) fn events(&self) -> impl Iterator<Item = (Event, Option<OwnedFd>)> {
         self.held.iter().filter_map(|held| {
             let copy = held.socket.try_clone().ok()?;
@@ -102,7 +104,7 @@ impl Sockets {
         })
     }
 
-    /// For our successor.
+    /// The sockets for our successor.
     pub(crate) fn into_descriptors(self) -> Vec<OwnedFd> {
         self.held.into_iter().map(|held| held.socket).collect()
     }

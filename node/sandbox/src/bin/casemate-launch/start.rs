@@ -1,4 +1,4 @@
-//! Starting programs: what each gets, and our half of making its process.
+//! Starts programs: what each gets, and our half of making its process.
 
 use std::ffi::{CString, NulError, OsStr};
 use std::fs;
@@ -23,18 +23,20 @@ use crate::child::{self, Exec, Plan, Step};
 use crate::walls::{WALLS, Walls};
 use crate::{Refused, uid};
 
-/// How long a child may take until it is its program. It does nothing that waits; this ends a child on a machine that
-/// has come to a stop, before the supervisor thinks the same of us.
+/// Time within which a child must have executed its program. A child does nothing that waits, so
+/// this ends one on a stalled machine, before the supervisor gives up on launch.
 const START_SECS_MAX: i64 = 10;
 
-/// Where there is no cgroup, a worker's `RLIMIT_DATA` is its memory limit and this: V8 maps 512 MiB writable for code on
-/// machines without protection keys, and the limit counts what is mapped, not what is used.
+/// Where there is no cgroup, a worker's `RLIMIT_DATA` is its memory limit plus this: V8 maps 512
+/// MiB writable for code on machines without protection keys, and the limit counts mapped memory,
+/// not used memory.
 const DATA_RESERVE_MIB: u64 = 1024;
 
-/// `oom_score_adj` of launch, the supervisor, the vault and the gateway, from -1000 (never) to 1000 (first): the kernel ends
-/// them after every worker and most of what else runs on the machine, and not never, so that a leak of theirs ends too.
+/// `oom_score_adj` of launch, the supervisor, the vault and the gateway, from -1000 (never) to 1000
+/// (first): the kernel ends them after every worker and most other programs. The score is not
+/// -1000, so that a leak of theirs ends too.
 const PROGRAM_OOM_SCORE: i32 = -900;
-/// `oom_score_adj` of a worker: as if it occupied half of the machine's memory more than it does.
+/// `oom_score_adj` of a worker: as if it used half of the machine's memory in addition.
 const WORKER_OOM_SCORE: i32 = 500;
 
 /// The programs that launch starts, in its folder.
@@ -45,7 +47,7 @@ pub(crate) const PROGRAMS: [&str; 4] = [
     "casemate-worker",
 ];
 
-/// Everything that is the same for all children: found once, at our start.
+/// Everything that is the same for all children, determined once at our start.
 pub(crate) struct Launcher {
     node: Installed,
     vault: Installed,
@@ -58,13 +60,14 @@ pub(crate) struct Launcher {
     null: OwnedFd,
 }
 
-/// A program's file and the arguments that it gets. The file stays open: all children run what was there at our start.
+/// A program's file and its arguments. The file stays open: all children run the program that was
+/// there at our start.
 struct Installed {
     file: OwnedFd,
     arguments: Vec<CString>,
 }
 
-/// A child just made.
+/// A child that was just made.
 #[derive(Debug)]
 pub(crate) struct Started {
     pub(crate) pid: Pid,
@@ -95,7 +98,7 @@ pub(crate) enum StartError {
 }
 
 impl StartError {
-    /// For the supervisor.
+    /// The errno for the supervisor.
     pub(crate) fn errno(&self) -> i32 {
         match self {
             Self::Cgroup(error)
@@ -153,7 +156,7 @@ impl Launcher {
                 tracing::warn!(
                     walls = walls.describe(),
                     cause,
-                    "not to be had here: {error}"
+                    "not available here: {error}"
                 );
                 false
             }
@@ -168,8 +171,8 @@ impl Launcher {
         Ok(launcher)
     }
 
-    /// The supervisor, with its end of the command socket, the number of sockets that are held, and the number of children
-    /// that it has to adopt.
+    /// Starts the supervisor, with its end of the command socket, the number of held sockets, and
+    /// the number of children to adopt.
     pub(crate) fn start_supervisor(
         &self,
         socket: BorrowedFd<'_>,
@@ -202,7 +205,7 @@ impl Launcher {
         self.start(&plan, cgroup.map_err(StartError::Cgroup)?)
     }
 
-    /// A child at the supervisor's command. `slot` is a worker's own among those alive.
+    /// Starts a child at the supervisor's command. `slot` identifies a worker among those alive.
     pub(crate) fn start_child(
         &self,
         number: u64,
@@ -220,7 +223,7 @@ impl Launcher {
             .then(|| (u64::from(memory_mib) + DATA_RESERVE_MIB) << 20);
         let (installed, id, namespaces, capabilities) = match program {
             Program::Vault => (&self.vault, uid::VAULT, 0, CapabilitySet::empty()),
-            // Ports below 1024; it gives this up once they are bound.
+            // For ports below 1024; the gateway drops the capability once they are bound.
             Program::Gateway => (
                 &self.gateway,
                 uid::GATEWAY,
@@ -251,7 +254,7 @@ impl Launcher {
         self.start(&plan, cgroup)
     }
 
-    /// Whether a worker could be made within these walls, up to the exec.
+    /// Whether a worker can be made with these namespaces, up to the exec.
     fn try_out(&self, walls: Walls) -> Result<(), StartError> {
         let plan = Plan {
             namespaces: walls.flags(),
@@ -276,7 +279,8 @@ impl Launcher {
         self.base.map(|base| base + number)
     }
 
-    /// Makes the process and sees it through until it is its program. On failure nothing of it is left.
+    /// Makes the process and waits until it has executed its program. On failure nothing of it is
+    /// left.
     fn start(&self, plan: &Plan<'_>, cgroup: Option<Cgroup>) -> Result<Started, StartError> {
         let pair = socketpair(
             AddressFamily::UNIX,
@@ -382,7 +386,7 @@ impl Installed {
     }
 }
 
-/// Of ours only what says how to log; and which namespaces are ours.
+/// The variables that configure logging, and one that names our namespaces.
 fn environment() -> io::Result<Vec<CString>> {
     let kept = std::env::vars().filter(|(name, _)| name.starts_with(KEPT_VARIABLES));
     let mut all: Vec<String> = kept
@@ -390,7 +394,7 @@ fn environment() -> io::Result<Vec<CString>> {
         .collect();
     let mut namespaces = Vec::new();
     for name in ["user", "pid", "mnt", "net", "ipc", "uts"] {
-        // A kernel without a kind of namespace has no such link.
+        // A kernel without this kind of namespace has no such link.
         if let Ok(link) = fs::read_link(Path::new("/proc/self/ns").join(name)) {
             namespaces.push(link.to_string_lossy().into_owned());
         }
@@ -403,13 +407,13 @@ fn environment() -> io::Result<Vec<CString>> {
     Ok(all?)
 }
 
-/// The one user and group id of a new user namespace: its own, unchanged, or ours.
+/// Maps the one user and group id of a new user namespace: its own, unchanged, or ours.
 fn map_ids(pid: Pid, as_root: bool, id: Option<u32>) -> io::Result<()> {
     let folder = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
     let uid = id.unwrap_or(rustix::process::geteuid().as_raw());
     let gid = id.unwrap_or(rustix::process::getegid().as_raw());
     if !as_root {
-        // Without privilege, groups can be mapped only for who has given up changing them.
+        // Without privilege, groups can be mapped only after `setgroups` is denied.
         fs::write(folder.join("setgroups"), "deny")?;
     }
     fs::write(folder.join("uid_map"), format!("{uid} {uid} 1"))?;
@@ -428,8 +432,8 @@ pub(crate) fn protect_launch() {
     }
 }
 
-/// Whether the score is in force: without `CAP_SYS_RESOURCE` a process keeps the one that it inherited instead of a lower
-/// one.
+/// Sets the score and checks that it is in force: without `CAP_SYS_RESOURCE` a process cannot get a
+/// score below the one that it inherited.
 fn set_oom_score(pid: Pid, score: i32) -> io::Result<bool> {
     let file = format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero());
     match fs::write(file, score.to_string()) {
@@ -438,7 +442,7 @@ fn set_oom_score(pid: Pid, score: i32) -> io::Result<bool> {
     }
 }
 
-/// Ends a child and waits for it: SIGKILL is not to be refused.
+/// Ends a child with SIGKILL and waits for it.
 fn end(pid: Pid) {
     let _ = kill_process(pid, Signal::KILL);
     let _ = waitpid(Some(pid), WaitOptions::empty());

@@ -1,6 +1,7 @@
-//! Descriptors that are passed from one program to the next in the same process: taken at our start, given at an upgrade in
-//! place. The convention is that of sd_listen_fds(3), so that a service manager's descriptors come the same way: they are
-//! numbered from 3 on, `LISTEN_FDS` says how many, and `LISTEN_PID` for which process they are.
+//! Descriptors that one program passes to the next in the same process: taken at our start, given
+//! at an upgrade in place. The convention is that of sd_listen_fds(3), which service managers use
+//! too: they are numbered from 3 on, `LISTEN_FDS` holds their number, and `LISTEN_PID` the process
+//! that they are for.
 
 #![allow(
     unsafe_code,
@@ -21,16 +22,19 @@ use crate::start::PROGRAMS;
 
 const COUNT: &str = "LISTEN_FDS";
 const PROCESS: &str = "LISTEN_PID";
-/// Names of the descriptors, which mean nothing to us: a socket is known by the address that the kernel says.
+/// Names of the descriptors, which launch ignores: a socket is identified by the kernel's answer
+/// for its address.
 const NAMES: &str = "LISTEN_FDNAMES";
 
-/// The program that is running, for when its file is another one.
+/// The running program, for when its path leads to another file by now.
 const RUNNING: &str = "/proc/self/exe";
 
-/// What the kernel appends to the path of a program whose file was removed, as by an installation.
+/// The suffix that the kernel adds to the path of a running program whose file was removed, as by
+/// an installation.
 const GONE: &str = " (deleted)";
 
-/// How many descriptors were passed to this process; more than are ever held is nothing that we have passed.
+/// Number of descriptors that were passed to this process; a number above the maximum cannot come
+/// from launch.
 pub(crate) fn passed() -> u32 {
     count(
         std::process::id(),
@@ -47,7 +51,8 @@ fn count(own: u32, process: Option<&OsStr>, count: Option<&OsStr>) -> u32 {
     }
 }
 
-/// Takes descriptors that were passed, without those that are not open. To be called once, before this process opens any.
+/// Takes the passed descriptors, without those that are not open. Call it once, before this process
+/// opens any.
 pub(crate) fn take(count: u32) -> Vec<OwnedFd> {
     let numbers = FIRST_OTHER..FIRST_OTHER + count;
     let take_one = |number: u32| {
@@ -56,14 +61,16 @@ pub(crate) fn take(count: u32) -> Vec<OwnedFd> {
         if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
             return None;
         }
-        // SAFETY: the number is open, as the call before has shown, and nothing in this process owns it: it was open when
-        // the process began, and this is called once and before anything is opened.
+        // SAFETY: the number is open, as the call before has shown, and this process does not own
+        // it yet: it was open when the process began, and this is called once, before anything is
+        // opened.
         Some(unsafe { OwnedFd::from_raw_fd(number) })
     };
     numbers.filter_map(take_one).collect()
 }
 
-/// The program that launch becomes in an upgrade in place: what lies at the path of this one then.
+/// The program that launch executes in an upgrade in place: the file that is then at this one's
+/// path.
 #[derive(Debug, Clone)]
 pub(crate) struct Successor {
     program: PathBuf,
@@ -79,7 +86,7 @@ pub(crate) struct NoSuccessor {
 }
 
 impl Successor {
-    /// Found at our start; `folder` holds the other programs.
+    /// Determined at our start; `folder` holds the other programs.
     pub(crate) fn find(folder: &Path) -> io::Result<Self> {
         Ok(Self {
             program: program(std::env::args_os().next(), std::env::current_exe)?,
@@ -92,7 +99,7 @@ impl Successor {
         &self.program
     }
 
-    /// Whether every program of the node is there. While there is still something to go on with.
+    /// Checks that every program of the node is there, while the running ones can still continue.
     pub(crate) fn check(&self) -> Result<(), NoSuccessor> {
         let others = PROGRAMS.iter().map(|name| self.folder.join(name));
         for path in std::iter::once(self.program.clone()).chain(others) {
@@ -108,8 +115,8 @@ impl Successor {
         Ok(())
     }
 
-    /// Becomes the program, with our arguments and environment and these sockets. Where that fails, the program that runs
-    /// now begins anew. Comes back only when neither is possible.
+    /// Executes the program, with our arguments and environment and these sockets. If that fails,
+    /// executes the present program again. Returns only when both fail.
     pub(crate) fn become_it(&self, sockets: Vec<OwnedFd>) -> io::Error {
         let count = match place(sockets) {
             Ok(count) => count,
@@ -120,14 +127,14 @@ impl Successor {
         tracing::error!(
             %error,
             program = %self.program.display(),
-            "cannot execute the new program; going on with the earlier one"
+            "cannot execute the new program; continuing with the earlier one"
         );
         execute(OsStr::new(RUNNING), count)
     }
 }
 
-/// The path that we were started by, where that is a whole one: what it leads to may be another file by now, as a link to the
-/// newest version is. Otherwise that of the file that is running.
+/// The path with which we were started, if it is absolute: it may lead to another file by now, such
+/// as a link to the newest version. Otherwise the path of the running file.
 fn program(
     started_as: Option<OsString>,
     running: impl FnOnce() -> io::Result<PathBuf>,
@@ -142,11 +149,12 @@ fn program(
     Ok(PathBuf::from(OsStr::from_bytes(path)))
 }
 
-/// Puts the sockets where the next program looks for them, open across the exec. How many they are.
+/// Moves the sockets to the numbers where the next program looks for them, open across the exec.
+/// Returns their number.
 fn place(sockets: Vec<OwnedFd>) -> io::Result<u32> {
     let count = u32::try_from(sockets.len()).map_err(io::Error::other)?;
     let free = RawFd::try_from(FIRST_OTHER + count).map_err(io::Error::other)?;
-    // First all out of the way, then each to its place.
+    // First all sockets are moved away, then each to its number.
     let moved = sockets
         .iter()
         .map(|socket| rustix::io::fcntl_dupfd_cloexec(socket, free));
@@ -154,8 +162,9 @@ fn place(sockets: Vec<OwnedFd>) -> io::Result<u32> {
     drop(sockets);
     for (socket, number) in moved.iter().zip(FIRST_OTHER..) {
         let number = RawFd::try_from(number).map_err(io::Error::other)?;
-        // SAFETY: takes two numbers and touches no memory. The second one is below all of `moved`, and nobody else has it:
-        // the server and everything that it had open are gone, and the sockets were closed above.
+        // SAFETY: takes two numbers and touches no memory. The second one is below all of `moved`
+        // and has no owner: the server and everything that it had open are gone, and the sockets
+        // were closed above.
         if unsafe { libc::dup2(socket.as_raw_fd(), number) } == -1 {
             return Err(io::Error::last_os_error());
         }
@@ -163,8 +172,8 @@ fn place(sockets: Vec<OwnedFd>) -> io::Result<u32> {
     Ok(count)
 }
 
-/// Not by `std::process::Command`, which unblocks signals before the exec: one that is pending would then end us instead of
-/// waiting for the next program.
+/// Does not use `std::process::Command`, which unblocks signals before the exec: a pending signal
+/// would then end us instead of waiting for the next program.
 fn execute(program: &OsStr, sockets: u32) -> io::Error {
     let strings = |all: Vec<OsString>| -> io::Result<Vec<CString>> {
         let all = all.into_iter().map(|text| CString::new(text.as_bytes()));
@@ -184,13 +193,14 @@ fn execute(program: &OsStr, sockets: u32) -> io::Error {
         all.chain([std::ptr::null()]).collect::<Vec<_>>()
     };
     let (argv, envp) = (pointers(&arguments), pointers(&environment));
-    // SAFETY: the path is a C string, and both lists end with a null pointer and point at C strings; all of them live until
-    // the call returns. On success this memory is gone; on failure the kernel has only read it.
+    // SAFETY: the path is a C string, and both lists end with a null pointer and point at C
+    // strings; all of them live until the call returns. On success this memory is gone; on failure
+    // the kernel has only read it.
     unsafe { libc::execve(program[0].as_ptr(), argv.as_ptr(), envp.as_ptr()) };
     io::Error::last_os_error()
 }
 
-/// Ours, with the sockets that the next program gets in place of those that we got.
+/// Our environment, with the variables for the next program's sockets in place of those for ours.
 fn environment(own: impl Iterator<Item = (OsString, OsString)>, sockets: u32) -> Vec<OsString> {
     let pair = |name: &OsStr, value: &OsStr| {
         let mut pair = name.to_owned();
@@ -210,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_for_this_process_and_as_many_as_are_held_is_taken() {
+    fn only_descriptors_for_this_process_up_to_the_maximum_are_taken() {
         let of = |process: &str, number: &str| {
             count(7, Some(OsStr::new(process)), Some(OsStr::new(number)))
         };
@@ -248,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_program_is_what_lies_where_this_one_was_started() {
+    fn the_next_program_is_the_file_at_the_path_of_the_start() {
         let running = |path: &str| {
             let path = PathBuf::from(path);
             move || Ok(path)

@@ -1,23 +1,24 @@
-//! Which namespaces this machine gives us for workers.
+//! The namespaces that this machine offers for workers.
 
 use rustix::thread::CapabilitySet;
 
-/// What stands between a worker and the rest, beside what it does to itself.
+/// The namespaces that separate a worker from the rest, beside what it does to itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Walls {
-    /// All namespaces, owned by a user namespace: the worker can empty its own root, and has privileges nowhere else.
+    /// All namespaces, owned by a user namespace: the worker can empty its own root, and has no
+    /// privileges outside.
     Own,
     /// All but a user namespace, which this kernel refuses; only root can make these.
     WithoutUser,
-    /// None: neither user namespaces nor root.
+    /// None: neither user namespaces nor root are available.
     None,
 }
 
-/// From the strongest to none, as they are tried.
+/// The variants from the strongest to none, in the order of trial.
 pub(crate) const WALLS: [Walls; 3] = [Walls::Own, Walls::WithoutUser, Walls::None];
 
 impl Walls {
-    /// For clone(2).
+    /// Flags for clone(2).
     pub(crate) fn flags(self) -> libc::c_int {
         let common = libc::CLONE_NEWPID
             | libc::CLONE_NEWNET
@@ -31,7 +32,8 @@ impl Walls {
         }
     }
 
-    /// What the worker needs to empty its root, and to drop this again. They count within its own namespaces only.
+    /// Capabilities that the worker needs to empty its root, and drops then. They count within its
+    /// own namespaces only.
     pub(crate) fn capabilities(self) -> CapabilitySet {
         match self {
             Self::Own => CapabilitySet::SYS_ADMIN | CapabilitySet::SETPCAP,

@@ -1,4 +1,4 @@
-//! A function that sends guesses through an upstream that returns them, and watches.
+//! A function that sends guesses through an echoing upstream, and observes the answers.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -19,7 +19,7 @@ fn secret(length: usize) -> String {
     format!("{KNOWN}{}", &random[KNOWN.len()..])
 }
 
-/// What a function sees of an answer: the size and the text of each piece, and the cost of it.
+/// What a function can observe of an answer: the size and the text of each piece, and its cost.
 fn observe(secret: &str, pieces: &[&[u8]]) -> (Vec<Vec<u8>>, u64) {
     let mut scrubber = BodyScrubber::new(searcher(&[secret.as_bytes()]));
     let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
@@ -32,8 +32,8 @@ fn observe(secret: &str, pieces: &[&[u8]]) -> (Vec<Vec<u8>>, u64) {
     (seen, allowed - scrubber.left())
 }
 
-/// The text must come as it is, and whatever else can be observed must be the same as for a secret
-/// of the same length that has nothing to do with the text.
+/// Asserts that the text is unchanged, and that everything observable is the same as for an
+/// unrelated secret of the same length.
 fn assert_tells_nothing(secret: &str, text: &[u8], cut: usize) {
     let other: String = secret.chars().map(|_| '~').collect();
     let pieces: Vec<&[u8]> = text.chunks(cut).collect();

@@ -25,7 +25,7 @@ fn folded(text: &[u8], width: usize, line_break: &[u8]) -> Vec<u8> {
     text.chunks(width).collect::<Vec<_>>().join(line_break)
 }
 
-/// Escapes only what has to be escaped.
+/// Escapes only the characters that must be escaped.
 fn some(text: &[u8], special: &[u8], spell: impl Fn(u8) -> String) -> Vec<u8> {
     each(text, |byte| {
         if special.contains(&byte) || !byte.is_ascii() {
@@ -80,7 +80,7 @@ fn json(text: &[u8]) -> Vec<u8> {
     }
 }
 
-/// The name of each spelling, and how a text is written in it.
+/// The name of each spelling, and a function that writes a text in it.
 const SPELLINGS: &[Spelling] = &[
     ("clear", <[u8]>::to_vec),
     ("upper case", <[u8]>::to_ascii_uppercase),
@@ -192,7 +192,7 @@ const SPELLINGS: &[Spelling] = &[
     }),
 ];
 
-/// Secrets as they are issued, and some that look like escapes themselves.
+/// Secrets of the usual issuers, and some that look like escapes themselves.
 const SECRETS: &[&str] = &[
     "sk_live_51H8xKp2eZvKYlo2",
     "correcthorsebattery",
@@ -200,9 +200,9 @@ const SECRETS: &[&str] = &[
     "&amp;=3D\\x41%25'quoted'+end/",
 ];
 
-/// Every spelling of every spelling, but for those that no server produces or that lose the text:
-/// a coding whose letters were changed in case or grouped with spaces, and lines that were folded
-/// as if they were one.
+/// Every pair of spellings, except those that no server produces or that lose the text: a coding
+/// whose letters were changed in case or grouped with spaces, and lines that were joined although
+/// they were folded.
 fn pairs() -> impl Iterator<Item = (&'static Spelling, &'static Spelling)> {
     let is_plain_only = |name: &str| matches!(name, "upper case" | "lower case" | "in groups");
     let is_lines = |name: &str| matches!(name, "xxd" | "hexdump" | "a JSON array in lines");
@@ -274,7 +274,7 @@ fn what_was_sent_is_found_under_encodings_of_its_own() {
             slot,
         };
         let searcher = Searcher::new(&[watched]).unwrap();
-        // Groups that cut an escape are no spelling.
+        // Groups that cut an escape apart are not a spelling.
         let pairs = pairs().filter(|(inner, outer)| ![inner.0, outer.0].contains(&"in groups"));
         for ((inner, spell), (outer, spell_again)) in pairs {
             let text = spell_again(&spell(sent.as_bytes()));
@@ -298,7 +298,7 @@ fn a_secret_beyond_ascii_is_found_in_every_charset() {
         units().flat_map(u16::to_be_bytes).collect(),
     ];
     for text in texts {
-        // Those that write characters, and not bytes, are below.
+        // Spellings that write characters, not bytes, are tested below.
         let of_characters = ["JSON in ASCII", "JavaScript \\u{}", "Go and HTML in JSON"];
         let of_bytes = SPELLINGS
             .iter()

@@ -7,14 +7,15 @@ use proptest::prelude::*;
 use super::*;
 use crate::image::ImageVersion;
 
-/// Sealing is slow without optimisation: one world, cloned for each case.
+/// Sealing is slow without optimisation, so one world is made and cloned for each case.
 static WORLD: LazyLock<(World, Manifest)> = LazyLock::new(|| {
     let mut world = World::new();
     let manifest = world.manifest(1);
     (world, manifest)
 });
 
-/// Every statement, sealed into its envelope, with one bit flipped anywhere: never accepted as new, and never another meaning.
+/// Every statement, sealed into its envelope, with one bit flipped anywhere, is never accepted as
+/// new and never gets another meaning.
 fn flip(bytes: &[u8], bit: usize) -> Option<Envelope> {
     let mut flipped = bytes.to_vec();
     let bit = bit % (flipped.len() * 8);
@@ -49,18 +50,20 @@ proptest! {
         let Some(flipped) = flip(&envelope.to_bytes(), bit) else { return Ok(()) };
         let fetch = |digest: &Digest| world.objects.get(digest).cloned();
         let result = world.judge.accept_with(&flipped, NOW, &fetch);
-        // A key id is a hint outside of the signature: a flip there changes nothing that is said.
+        // A key id is a hint outside of the signature: a flip there does not change the statement.
         let same = flipped.unverified_payload() == envelope.unverified_payload() && flipped.payload_type() == envelope.payload_type();
         prop_assert!(result.is_err() || same, "{result:?}");
     }
 }
 
-/// After everything.
+/// A time after every event of the test.
 const FAR: Seconds = 10 * LATER;
-/// The time that passes between two deliveries, seconds: 2,000 of them go from [`NOW`] past two roots' expiry.
+/// Time that passes between two deliveries, seconds: 2,000 deliveries go from [`NOW`] past the
+/// expiry of two roots.
 const STEP: Seconds = 1000;
 const DELIVERIES: Seconds = 2000;
-/// From when to until when each root is the fleet's; its key's seed is 100 and its version, but for the first.
+/// The time during which each root is the fleet's. The seed of a root's key is 100 plus the root's
+/// version, except for the first root.
 const ROOTS: [(Seconds, Seconds); 4] = [
     (NOW, LATER),
     (NOW + 500 * STEP, NOW + 1400 * STEP),
@@ -71,7 +74,7 @@ const ROOTS: [(Seconds, Seconds); 4] = [
 static ROOT_DIGESTS: LazyLock<[Digest; 4]> =
     LazyLock::new(|| [1, 2, 3, 4].map(|version| rotated_root(version).payload_digest()));
 
-/// What the adversary may deliver, and from when it exists.
+/// Statements that the adversary may deliver, and from when each exists.
 struct Letter {
     from: Seconds,
     envelope: Envelope,
@@ -96,7 +99,7 @@ fn rotated_root(version: usize) -> Envelope {
     next.sign(&[&root_key(version - 1), &root_key(version)])
 }
 
-/// The digest of an honest image says its version; an adversary's says 66.
+/// The digest of an honest image contains its version; an adversary's contains 66.
 fn image(world: &World, (version, content): (u16, u8), expires: Seconds) -> Image {
     Image {
         fleet: world.fleet,
@@ -113,7 +116,8 @@ fn image(world: &World, (version, content): (u16, u8), expires: Seconds) -> Imag
     }
 }
 
-/// The honest history of a fleet whose root changes three times, and with it what a thief of old keys adds.
+/// The honest history of a fleet whose root changes three times, and the statements that a thief of
+/// old keys adds.
 fn letters(world: &World, honest: &Manifest, roll: &mut dyn FnMut(usize) -> usize) -> Vec<Letter> {
     let mut letters = Vec::new();
     let (mut tenant, mut signer) = (world.tenant.clone(), 10);
@@ -124,7 +128,7 @@ fn letters(world: &World, honest: &Manifest, roll: &mut dyn FnMut(usize) -> usiz
         let own = root_key(version);
         write(rotated_root(version));
         write(root(version as u64 + 1, &[66]).sign(&[&key(66)]));
-        // Each root signs what stands anew, for those who come late.
+        // Each root signs the standing statements again, for nodes that join late.
         for epoch in 1..=version as u64 {
             let expires = FAR;
             let pool = Pool {
@@ -174,7 +178,8 @@ fn letters(world: &World, honest: &Manifest, roll: &mut dyn FnMut(usize) -> usiz
     letters
 }
 
-/// Under which key a vault keeps a row: of what only rises the newest, but for roots.
+/// The key under which a vault keeps a row. Of statements whose version only rises the vault keeps
+/// the newest alone, but it keeps every root.
 fn place(key: &RowKey) -> RowKey {
     match key {
         RowKey::Tenant(id, _) => RowKey::Tenant(*id, 0),
@@ -196,7 +201,7 @@ struct Holdings {
     root: Option<u64>,
     epochs: Vec<u64>,
     image: Option<Image>,
-    /// Of each tenant, its own version and its manifest's.
+    /// The version of each tenant, and of its manifest.
     tenants: Vec<(u64, Option<u64>)>,
     claims: String,
 }
@@ -220,7 +225,8 @@ impl Holdings {
     }
 }
 
-/// Nothing that was remembered is forgotten or lower, and nothing is the adversary's own.
+/// Asserts that nothing in the memory was forgotten or lowered, and that nothing in it is the
+/// adversary's own.
 fn must_not_shrink(before: &Memory, after: &Memory) {
     let version = |memory: &Memory| memory.root.map(|root| root.version);
     assert!(version(after) >= version(before));
@@ -269,7 +275,7 @@ impl Node {
     }
 
     fn take(&mut self, letter: &Envelope, clock: Seconds, objects: Objects<'_>) {
-        // A refusal has only looked.
+        // A refused statement has changed nothing.
         let Ok(change) = self.judge.decide(letter, clock, objects) else {
             return;
         };
@@ -302,13 +308,14 @@ impl Node {
         self.judge.apply(committed);
         must_not_shrink(&before, self.judge.memory());
         self.accepted += 1;
-        // A kill before the memory was written: what a tenant has signed itself every time, the rest now and then.
+        // A kill before the memory was written: always simulated for what a tenant has signed, at
+        // random for other statements.
         if letter.payload_type() == Tenant::TYPE || self.accepted.is_multiple_of(8) {
             self.must_replay(self.memory.len() - remembered);
         }
     }
 
-    /// What a vault has that starts with the rows and the first so many of the memory's.
+    /// The state of a vault that starts with the rows and the first `kept` rows of the memory.
     fn replayed(&self, remembered: usize) -> Judge {
         let written = serde_json::to_vec(&self.memory[..remembered]).unwrap();
         let memory: Vec<MemoryRow> = serde_json::from_slice(&written).unwrap();
@@ -334,9 +341,10 @@ impl Node {
     }
 }
 
-/// Nodes that an adversary feeds: it reorders, hides and replays honest statements and adds its own, while the fleet's roots
-/// change and expire, nodes join late, restart, and lose their disks. Whatever it does, no node's versions ever go down, a
-/// node that restarts holds what it held, and what a node holds is what some honest signer signed.
+/// Nodes that an adversary feeds: the adversary reorders, hides and replays honest statements and
+/// adds its own, while the fleet's roots change and expire, and nodes join late, restart, and lose
+/// their disks. No version that a node holds ever goes down, a restarted node holds what it held,
+/// and every statement that a node holds was signed by an honest signer.
 #[test]
 fn no_node_ever_accepts_less_than_it_had() {
     let (mut with_manifest, mut at_the_last_root, mut of_many_epochs) = (0, 0, 0);
@@ -358,7 +366,7 @@ fn no_node_ever_accepts_less_than_it_had() {
         let fetch = |digest: &Digest| world.objects.get(digest).cloned();
         for delivery in 0..DELIVERIES {
             let clock = NOW + delivery * STEP;
-            // The last one when the first root has long expired.
+            // The last node joins when the first root has long expired.
             if [250, 500, 1250].contains(&delivery) {
                 nodes.push(Node::new(world.fleet));
             }
@@ -399,7 +407,7 @@ fn no_node_ever_accepts_less_than_it_had() {
         latest += nodes.last().iter().filter(|node| holds(node)).count();
     }
     assert!(later_image > 60, "{later_image} of 120 nodes");
-    // Honest statements must get through, or this proves nothing.
+    // Without honest statements that get through, the test would prove nothing.
     assert!(with_manifest > 80, "{with_manifest} of 120 nodes");
     assert!(at_the_last_root > 80, "{at_the_last_root} of 120 nodes");
     assert!(of_many_epochs > 100, "{of_many_epochs} restarts");

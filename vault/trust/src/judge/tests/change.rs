@@ -1,5 +1,5 @@
-//! The commit protocol: what is decided is written before it is applied, to the state that it was
-//! decided of.
+//! The commit protocol: a decision is written before it is applied, and applied only to the state
+//! for which it was made.
 
 use super::*;
 use crate::freshness::FreshnessDemand;
@@ -14,7 +14,7 @@ fn rotated(world: &World) -> Envelope {
 }
 
 #[test]
-fn what_was_not_written_is_not_applied() {
+fn a_change_that_was_not_written_is_not_applied() {
     let world = World::new();
     let change = world
         .judge
@@ -57,7 +57,7 @@ fn a_change_of_another_judge_is_not_applied() {
 }
 
 /// A kill between records and memory: the tenant's earlier statement, whose keys have signed this
-/// one, is overwritten.
+/// one, is already overwritten.
 #[test]
 fn a_rotation_whose_memory_was_not_written_is_remembered_at_the_next_start() {
     let mut world = World::new();
@@ -77,7 +77,7 @@ fn a_rotation_whose_memory_was_not_written_is_remembered_at_the_next_start() {
 }
 
 #[test]
-fn rows_of_another_fleet_are_nobodys() {
+fn rows_of_another_fleet_are_refused() {
     let world = World::new();
     let other = FleetId([9; 32]);
     let rows = [

@@ -1,4 +1,5 @@
-//! Freshness: a manifest that demands it counts for as long as its tenant says so, and nobody else can say so.
+//! Freshness: a manifest that demands it is valid as long as its tenant renews it, and only the
+//! tenant can do so.
 
 use std::sync::LazyLock;
 
@@ -9,12 +10,12 @@ use crate::freshness::{Freshness, FreshnessDemand, MAX_SKEW_SECS};
 use crate::statement::Manifest;
 
 const HOUR: Seconds = 3600;
-/// The tenant's key, the one that the manifest names, and one that nobody named.
+/// The tenant's key, the key that the manifest names, and an unknown key.
 const TENANT: u8 = 10;
 const CRON: u8 = 30;
 const EVIL: u8 = 66;
 
-/// A manifest that was signed now and counts for an hour, and may be renewed by [`CRON`].
+/// A manifest that was signed now and is fresh for an hour, and that [`CRON`] may renew.
 fn demanding(world: &mut World, version: u64) -> Manifest {
     let freshness = FreshnessDemand {
         max_age_secs: HOUR,
@@ -71,7 +72,7 @@ fn a_manifest_is_fresh_for_as_long_as_its_tenant_renews_it() {
         assert_eq!(again, Ok(Accepted::Held));
     }
     assert!(is_stale(&world, NOW + 200 + HOUR));
-    // It does not matter to a manifest that demands nothing.
+    // It has no effect on a manifest without the demand.
     let plain = world.manifest(6);
     world.accept(&plain.sign(&[&key(TENANT)])).unwrap();
     assert_eq!(standing(&world, LATER), Standing::Undemanded);
@@ -83,11 +84,11 @@ fn a_manifest_is_fresh_for_as_long_as_its_tenant_renews_it() {
 }
 
 #[test]
-fn nobody_but_the_tenant_and_the_named_key_renews_it() {
+fn only_the_tenant_and_the_named_key_renew_it() {
     let (mut world, manifest) = deployed(5);
     let before = world.judge.memory().clone();
     let good = statement(&manifest, NOW + 100);
-    // The root, the online key's kind, and a key that nobody named.
+    // The root, a key like the online key, and an unknown key.
     for signer in [1, 20, EVIL] {
         assert_eq!(
             shown(&mut world, &good, signer, NOW + 100),
@@ -148,13 +149,13 @@ fn a_statement_is_not_replayed_backwards_also_after_a_loss() {
     );
     assert_eq!(shown(&mut world, &second, CRON, NOW + 20), "accepted");
     assert_eq!(shown(&mut world, &first, CRON, NOW + 20), "freshness_older");
-    // Same time, other bytes: another signer's formatting changes the digest.
+    // The same time with other bytes: another signer's formatting changes the digest.
     let spaced = serde_json::to_vec_pretty(&second).unwrap();
     let spaced = Envelope::sign(Freshness::TYPE, spaced, &[&key(CRON)]);
     let judged = world.judge.accept(&spaced, NOW + 20).unwrap_err();
     assert_eq!(judged.code(), "freshness_older");
 
-    // What is held is lost, what is remembered is not.
+    // What is held is lost; what is remembered is not.
     let statements = [
         world.tenant.sign(&[&key(1)]),
         manifest.sign(&[&key(TENANT)]),
@@ -166,7 +167,7 @@ fn a_statement_is_not_replayed_backwards_also_after_a_loss() {
     world.accept(&statements[1]).unwrap();
     let late = NOW + 2 * HOUR;
     assert_eq!(shown(&mut world, &first, CRON, NOW + 20), "freshness_older");
-    // The same is taken again, whatever the time: it counts for no longer than before.
+    // The same statement is accepted again at any time, and is valid for no longer than before.
     assert_eq!(shown(&mut world, &second, CRON, late), "accepted");
     assert!(is_stale(&world, late));
     assert_eq!(standing(&world, NOW + 30), Standing::Fresh(NOW + 20 + HOUR));
@@ -176,7 +177,8 @@ fn a_statement_is_not_replayed_backwards_also_after_a_loss() {
 fn once_the_tenant_has_named_a_newer_manifest_the_old_ones_key_keeps_nothing_fresh() {
     let (mut world, old) = deployed(5);
     let newer = demanding(&mut world, 6);
-    // Manifest 6 is withheld. The key that it names is not known here, and the old one's has no say about it.
+    // Manifest 6 is withheld. The key that it names is unknown here, and the old one's may not
+    // renew it.
     let named = statement(&newer, NOW + 50);
     assert_eq!(
         shown(&mut world, &named, CRON, NOW + 50),
@@ -194,7 +196,7 @@ fn once_the_tenant_has_named_a_newer_manifest_the_old_ones_key_keeps_nothing_fre
         );
     }
     assert!(is_stale(&world, NOW + 60));
-    // With the manifest that was named, its credentials are used at once.
+    // With the named manifest, its credentials may be used at once.
     world.accept(&newer.sign(&[&key(TENANT)])).unwrap();
     assert_eq!(standing(&world, NOW + 60), Standing::Fresh(NOW + 50 + HOUR));
     assert_eq!(
@@ -219,7 +221,8 @@ fn a_deployment_is_fresh_by_its_own_signature_and_forgets_statements_on_older_ma
         shown(&mut world, &renewed, CRON, NOW + 10),
         "freshness_version_lower"
     );
-    // New keys of the tenant: what the earlier ones say counts no more, and what was said stays remembered.
+    // With new keys of the tenant, statements by the earlier ones are refused, and accepted ones
+    // stay remembered.
     let renewed = statement(&newer, NOW + 20);
     assert_eq!(shown(&mut world, &renewed, TENANT, NOW + 20), "accepted");
     let keys = Tenant {
@@ -252,7 +255,7 @@ fn a_clock_that_was_set_back_makes_nothing_fresh() {
     );
     let back = NOW - MAX_SKEW_SECS - 1;
     assert_eq!(standing(&world, back), Standing::Stale(Stale::FromFuture));
-    // The later statement is not used before its time, the earlier one is.
+    // The later statement is not used before its time; the earlier one is.
     assert_eq!(standing(&world, NOW), Standing::Fresh(NOW + HOUR));
 }
 
@@ -278,7 +281,7 @@ proptest! {
         bytes[bit / 8] ^= 1 << (bit % 8);
         let Ok(flipped) = Envelope::parse(&bytes) else { return Ok(()) };
         let judged = world.judge.accept(&flipped, NOW + 10);
-        // A key id is a hint outside of the signature: a flip there changes nothing that is said.
+        // A key id is a hint outside of the signature: a flip there does not change the statement.
         let same = flipped.unverified_payload() == envelope.unverified_payload()
             && flipped.payload_type() == envelope.payload_type();
         prop_assert!(judged.is_err() || same, "{judged:?}");

@@ -1,11 +1,11 @@
-//! Whose a host is, in whatever order the tenants' statements come.
+//! The owner of a host does not depend on the order of the tenants' statements.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::host::{HostName, HostPattern};
 
-/// Few enough that tenants meet.
+/// Few patterns, so that tenants overlap.
 const PATTERNS: [&str; 6] = [
     "a.test",
     "x.b.test",
@@ -60,7 +60,7 @@ fn owners(judge: &Judge) -> Vec<Option<TenantId>> {
     ids.collect()
 }
 
-/// The rule, written down as it is in the documentation.
+/// The rule, implemented as documented.
 fn expected(tenants: &[Tenant]) -> Vec<Option<TenantId>> {
     let owner = |host: &HostName| {
         let covers = |tenant: &&Tenant| tenant.hosts.iter().any(|pattern| pattern.covers(host));
@@ -73,7 +73,7 @@ fn expected(tenants: &[Tenant]) -> Vec<Option<TenantId>> {
     hosts.collect()
 }
 
-/// Accepts a statement of the root; the tenants that the judge names.
+/// Accepts a statement of the root; returns the tenants that the judge names as affected.
 fn affected(judge: &mut Judge, tenant: &Tenant) -> Vec<TenantId> {
     let signed = tenant.sign(&[&key(1)]);
     let change = judge.decide(&signed, NOW, &no_objects).unwrap();
@@ -90,8 +90,9 @@ fn pattern_sets() -> impl Strategy<Value = Vec<Vec<usize>>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Each tenant has two statements; in all that arrives only their own order is fixed. Whose hosts change with a
-    /// statement is among those that the judge names, which decides whose plans are made anew.
+    /// Each tenant has two statements, in a fixed order of its own; everything else is shuffled. A
+    /// tenant whose hosts change is among those that the judge names as affected, which decides
+    /// whose plans are made again.
     #[test]
     fn owners_depend_on_the_statements_and_not_on_their_order(
         first in pattern_sets(),
@@ -119,7 +120,7 @@ proptest! {
                 }
             }
         }
-        // A vault that starts again is shown the newest statements in the order of their ids.
+        // A restarted vault replays the newest statements in the order of their ids.
         let memory = world.judge.memory().clone();
         let mut again = Judge::remembering(memory, Some(name("main")));
         again.accept(&root(1, &[1]).sign(&[&key(1)]), NOW).unwrap();
@@ -153,12 +154,12 @@ fn a_tenant_that_signs_itself_earlier_does_not_come_first() {
     for admitted in [None, Some(0), Some(4)] {
         let refused = judge.accept(&own(rotated(admitted, 0)), NOW);
         assert_eq!(refused, Err(Refusal::TenantScopeWidened), "{admitted:?}");
-        // Nor does an oversight of the root change it.
+        // A mistake of the root does not change it either.
         let by_root = rotated(admitted, 0).sign(&[&key(1)]);
         let refused = judge.accept(&by_root, NOW).unwrap_err();
         assert_eq!(refused.code(), "tenant_admitted_other", "{admitted:?}");
     }
-    // When the rotation was issued, the tenant decides; it counts for nothing.
+    // The tenant chooses the date of its rotation, which has no effect.
     let accepted = judge.accept(&own(rotated(Some(9), 0)), NOW);
     assert_eq!(accepted, Ok(Accepted::New));
     let owner = judge.host_owner(&"x.b.test".parse().unwrap()).unwrap();
@@ -172,7 +173,8 @@ fn a_tenant_that_signs_itself_earlier_does_not_come_first() {
     assert!(judge.contested_hosts(&first.id).is_empty());
 }
 
-/// What an earlier program signed keeps its digest, and comes before what says when it was admitted.
+/// A statement of an earlier program keeps its digest, and ranks before those with a time of
+/// admission.
 #[test]
 fn a_statement_without_a_time_of_admission_is_read_and_written_as_it_was() {
     let world = World::new();
@@ -182,8 +184,8 @@ fn a_statement_without_a_time_of_admission_is_read_and_written_as_it_was() {
     assert_eq!(serde_json::from_str::<Tenant>(&written).unwrap(), old);
 }
 
-/// Many tenants have names of their own below one domain, as a platform gives them out: the next one is compared with those
-/// that have its name, and a wildcard above them all with each of them once.
+/// Many tenants have names below one domain, as on a platform: the next tenant is compared with
+/// those that have its name, and with a wildcard above them all once each.
 #[test]
 fn a_change_affects_those_behind_it_that_overlap_and_nobody_else() {
     let mut world = World::new();
@@ -211,7 +213,7 @@ fn a_change_affects_those_behind_it_that_overlap_and_nobody_else() {
     for (tenant, behind) in [(&twin, 0), (&wildcard, 110)] {
         assert_eq!(affected(judge, tenant).len(), 1 + behind);
     }
-    // A statement that leaves the hosts as they are changes nobody's plan but its own.
+    // A statement that keeps the hosts affects only its own tenant's plan.
     let renewed = Tenant {
         version: 2,
         ..wildcard.clone()

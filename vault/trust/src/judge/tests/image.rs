@@ -1,4 +1,4 @@
-//! Images: never lower, never other bytes under the same version, never by anybody but the root.
+//! Images: never a lower version, never other bytes under the same version, and only the root's.
 
 use super::*;
 use crate::image::Image;
@@ -30,7 +30,7 @@ fn the_honest_path_rises() {
         assert_eq!(world.judge.accept(&envelope, NOW), Ok(Accepted::Held));
         assert_eq!(world.judge.image(&name("main")), Some(&image));
     }
-    // This node is of pool main: what it does not run it does not remember.
+    // This node is of pool main: images of other pools are not remembered.
     assert_eq!(world.judge.image(&name("other")), None);
     assert_eq!(world.judge.memory().images.len(), 1);
 }
@@ -59,7 +59,7 @@ fn lower_other_bytes_foreign_expired_and_unsigned_images_are_refused() {
         version: "1.2.4".parse().unwrap(),
         ..good.clone()
     };
-    // By a stranger, by a tenant, by the root of a statement of another kind.
+    // Signed by a stranger, by a tenant, and by the root of a statement of another kind.
     for seed in [66, 10] {
         let refused = judge.accept(&next.sign(&[&key(seed)]), NOW);
         assert_eq!(refused, Err(Refusal::SignatureThreshold));
@@ -68,7 +68,7 @@ fn lower_other_bytes_foreign_expired_and_unsigned_images_are_refused() {
     let pool = Envelope::sign(Image::TYPE, pool, &[&key(1)]);
     let refused = judge.accept(&pool, NOW).unwrap_err();
     assert_eq!(refused.code(), "statement_malformed");
-    // The same image in a new statement is no way around the root's signature either.
+    // A new statement about the same image needs the root's signature too.
     let longer = Image {
         expires: LATER + 1,
         ..good.clone()
@@ -99,7 +99,7 @@ fn an_image_outlives_a_restart_a_change_of_root_and_its_own_expiry() {
     assert_eq!(refused.code(), "image_version_lower");
 }
 
-/// Those who hold every pool: the control plane and the operator.
+/// The owners that hold every pool: the control plane and the operator.
 #[test]
 fn each_pool_has_its_own_newest_image() {
     let mut world = World::new();
@@ -114,7 +114,7 @@ fn each_pool_has_its_own_newest_image() {
     }
     assert_eq!(world.judge.image(&name("main")), Some(&both));
     assert_eq!(world.judge.image(&name("other")), Some(&canary));
-    // Lower in one of its pools is lower.
+    // A lower version for one of its pools is refused.
     let mixed = image(&world, "1.0.5", 3, &["main", "other"]);
     assert_eq!(code(&mut world.judge, &mixed), "image_version_lower");
     // Each is still the newest of a pool, and held again after a restart.
@@ -152,7 +152,11 @@ fn a_statement_goes_when_it_is_the_newest_of_no_pool() {
     };
     let none: [&str; 0] = [];
     assert_eq!(dropped("1.0.0", 1, &["main", "canary"]), none);
-    assert_eq!(dropped("2.0.0", 2, &["canary"]), none, "it is still main's");
+    assert_eq!(
+        dropped("2.0.0", 2, &["canary"]),
+        none,
+        "the image is still that of pool main"
+    );
     // The same version for all.
     assert_eq!(dropped("2.0.0", 2, &["main", "canary"]), ["1.0.0", "2.0.0"]);
     assert_eq!(dropped("3.0.0", 3, &["other"]), none);

@@ -1,4 +1,4 @@
-//! Every refusal of a taken-over control plane, by name.
+//! Every refusal that a taken-over control plane can meet, by code.
 
 mod adversary;
 mod change;
@@ -131,7 +131,7 @@ fn a_pool_key_of_its_own_is_refused() {
 }
 
 #[test]
-fn a_pool_has_no_more_epochs_than_a_node_can_tell_of() {
+fn a_pool_has_no_more_epochs_than_a_node_can_report() {
     let mut world = World::new();
     let mut accept = |epoch| {
         let pool = Pool {
@@ -413,7 +413,7 @@ fn a_lost_store_takes_the_same_again_and_nothing_lower() {
         Err("tenant_unknown"),
         "absence is not a statement"
     );
-    // Long after everything has expired: what was accepted goes on.
+    // Long after everything has expired, accepted statements stay held.
     let long_after = LATER + 1;
     world
         .judge
@@ -446,7 +446,7 @@ fn a_clock_of_1970_does_not_revive_what_expired() {
     assert_eq!(
         world.accept(&manifest),
         Err("manifest_expired"),
-        "the root has signed something later than that"
+        "the root has signed a later statement"
     );
 }
 

@@ -1,4 +1,4 @@
-//! Revoked nodes: only the root lists them, and no older list is shown as new.
+//! Lists of revoked nodes: only the root signs them, and an older list never replaces a newer one.
 
 use super::*;
 use crate::key::PublicKey;
@@ -66,7 +66,7 @@ fn foreign_unsigned_and_contradicting_lists_are_refused() {
     );
     assert_eq!(code(judge, &lower, 1), "revocations_version_lower");
     assert_eq!(code(judge, &foreign, 1), "fleet_other");
-    // Neither the control plane's online key nor a tenant's.
+    // Neither the control plane's online key nor a tenant's key may sign a list.
     for signer in [2, 10] {
         assert_eq!(code(judge, &next, signer), "signature_threshold");
     }

@@ -1,4 +1,4 @@
-//! Pools and roots that are replaced: what stays of the older ones.
+//! Replaced pools and roots: what stays of the older ones.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn pool(world: &World, epoch: u64) -> Pool {
     }
 }
 
-/// What the program before epochs were remembered wrote: one digest a pool.
+/// The memory of an earlier program, which remembered one digest for each pool.
 #[test]
 fn a_memory_of_the_newest_epoch_only_is_still_read() {
     let (fleet, digest) = ("0a".repeat(32), "0b".repeat(32));
@@ -47,7 +47,7 @@ fn every_epoch_outlives_a_change_of_root_and_a_restart() {
         1 => world.pool.sign(&[&key(1)]),
         _ => pool(&world, epoch).sign(&[&key(1)]),
     });
-    // One that was never seen may be lower than the newest.
+    // An epoch that was never seen may be lower than the newest.
     for at in [2, 1] {
         assert_eq!(world.judge.accept(&envelopes[at], NOW), Ok(Accepted::New));
     }
@@ -64,7 +64,7 @@ fn every_epoch_outlives_a_change_of_root_and_a_restart() {
     assert_eq!(
         judge.accept(&other.sign(&[&key(2)]), NOW),
         Err(Refusal::PoolEqualOther),
-        "remembered, though not held"
+        "the epoch is remembered although it is not held"
     );
     for envelope in &envelopes {
         assert_eq!(judge.accept(envelope, LATER), Ok(Accepted::Again));
@@ -74,7 +74,7 @@ fn every_epoch_outlives_a_change_of_root_and_a_restart() {
     assert_eq!(
         judge.accept(&unseen.sign(&[&key(1)]), NOW),
         Err(Refusal::SignatureThreshold),
-        "the root that was replaced says nothing new"
+        "the replaced root signs nothing new"
     );
 }
 
@@ -146,7 +146,8 @@ fn an_expired_root_is_a_step_of_the_chain_and_signs_nothing_new() {
         say(&mut late, 2, LATER),
         [(); 3].map(|()| Ok(Accepted::New))
     );
-    // What was accepted goes on after the second has expired too; a tenant's own word still counts, the root's does not.
+    // Accepted statements stay valid after the second root has expired too; a tenant's own
+    // statements are still accepted, the root's are not.
     assert_eq!(
         say(&mut late, 2, LATER + 9),
         [(); 3].map(|()| Ok(Accepted::Held))

@@ -31,7 +31,7 @@ pub(super) fn root(version: u64, seeds: &[u8]) -> Root {
 }
 
 impl Judge {
-    /// Decides and applies, for tests that look at the rules: nothing is written.
+    /// Decides and applies, for tests of the rules: nothing is written.
     pub(super) fn accept(
         &mut self,
         envelope: &Envelope,
@@ -185,7 +185,7 @@ impl World {
             .map_err(|refusal| refusal.code())
     }
 
-    /// With a release of this shape, the manifest is refused as.
+    /// Returns the refusal of the manifest with a release of this shape.
     pub(super) fn with_release(
         change: impl FnOnce(&mut Release),
     ) -> Result<Accepted, &'static str> {

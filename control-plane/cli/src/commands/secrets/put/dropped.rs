@@ -1,8 +1,9 @@
-//! Limits that a secret had, and that its next version has no more: sealed anew without the options, it may go further.
+//! Finds limits that a secret had and that its next version lacks: sealed again without the
+//! options, it may go further.
 
 use casemate_trust::secret::SecretLimits;
 
-/// The options whose limits a secret had, and has no more.
+/// The options whose limits the secret had and lacks now.
 pub(super) fn dropped(before: &SecretLimits, now: &SecretLimits) -> Vec<&'static str> {
     let is_dropped = |before: bool, now: bool| before && !now;
     let of = |limits: &SecretLimits| {

@@ -1,4 +1,5 @@
-//! Many secrets from one file in the grammar of dotenv: `NAME=value` a line, with quotes and comments. No error shows a value.
+//! Many secrets from one file in the grammar of dotenv: `NAME=value` a line, with quotes and
+//! comments. No error shows a value.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -14,13 +15,14 @@ use crate::error::{Code, Error};
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 /// Most secrets in a file.
 const MAX_ENTRIES: usize = 200;
-/// Stands for `$` while the file is read a second time; a file that holds it is refused.
+/// Replaces `$` while the file is read a second time; a file that contains it is refused.
 const DOLLAR: char = '\u{e000}';
 
 /// The secrets of a file, or of standard input where it is called `-`, in the order of their names.
 ///
 /// # Errors
-/// The file cannot be read, or has mistakes: all of them, with their lines and names.
+/// The file cannot be read, or has mistakes: the error lists all of them, with their lines and
+/// names.
 pub(super) fn read(path: &Path) -> Result<BTreeMap<Identifier, SecretValue>, Error> {
     let text = if path == Path::new("-") {
         text_of(std::io::stdin().lock())
@@ -40,8 +42,8 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<Identifier, SecretValue>, Err
         Error::new(
             Code::SecretValue,
             "the file of secrets has mistakes; nothing was sealed",
-            "correct what is named above and run the command again. A line is NAME=value; put a value with spaces, quotes, \
-             `#` or `$` into single quotes",
+            "correct what is named above and run the command again. A line is NAME=value; put a \
+             value with spaces, quotes, `#` or `$` into single quotes",
         )
         .at(path.display())
         .lines(mistakes)
@@ -66,7 +68,8 @@ fn parse(text: &str) -> Result<BTreeMap<Identifier, SecretValue>, Vec<String>> {
         )]);
     }
     let expanded = entries(text, text).map_err(|mistake| vec![mistake])?;
-    // The grammar replaces `$NAME` by variables, of the machine too. A secret with a `$` in it must not change silently.
+    // The grammar replaces `$NAME` by variables, also those of the machine. A secret that contains
+    // a `$` must not change silently.
     let masked = Zeroizing::new(mask(text));
     let literal = entries(&masked, text).map_err(|mistake| vec![mistake])?;
     let mut mistakes = Vec::new();
@@ -76,7 +79,7 @@ fn parse(text: &str) -> Result<BTreeMap<Identifier, SecretValue>, Vec<String>> {
         let mut wrong = |text: String| mistakes.push(format!("line {line}: {text}"));
         let literal = Zeroizing::new(literal.replace(DOLLAR, "$"));
         let Ok(identifier) = name.parse::<Identifier>() else {
-            wrong("what stands before `=` is no name of a secret, such as STRIPE_KEY".to_owned());
+            wrong("the text before `=` is not a name of a secret, such as STRIPE_KEY".to_owned());
             continue;
         };
         if **value != *literal {
@@ -87,7 +90,7 @@ fn parse(text: &str) -> Result<BTreeMap<Identifier, SecretValue>, Vec<String>> {
         }
         match SecretValue::parse(Zeroizing::new(value.as_bytes().to_vec())) {
             Ok(value) if !found.contains_key(&identifier) => drop(found.insert(identifier, value)),
-            Ok(_) => wrong(format!("{name} is there twice")),
+            Ok(_) => wrong(format!("{name} is given twice")),
             Err(error) => wrong(format!("{name}: {error}")),
         }
     }
@@ -107,8 +110,8 @@ fn parse(text: &str) -> Result<BTreeMap<Identifier, SecretValue>, Vec<String>> {
     }
 }
 
-/// The names and values of the file. An error names the line of the mistake in `original`; the parser's own message is
-/// left out, because it repeats the line and with it the value.
+/// The names and values of the file. An error names the line of the mistake in `original`; the
+/// parser's own message is left out, because it repeats the line and with it the value.
 fn entries(text: &str, original: &str) -> Result<Vec<(String, Zeroizing<String>)>, String> {
     let mut found = Vec::new();
     for entry in dotenvy::from_read_iter(text.as_bytes()) {
@@ -130,7 +133,8 @@ fn entries(text: &str, original: &str) -> Result<Vec<(String, Zeroizing<String>)
     Ok(found)
 }
 
-/// Where the part of the text stands that the parser did not understand: a whole line, or a value up to its line's end.
+/// The offset of the part of the text that the parser did not understand: a whole line, or a value
+/// up to its line's end.
 fn place_of(text: &str, part: &str) -> usize {
     let begins = |at: usize, before: &[char]| at == 0 || text[..at].ends_with(before);
     let ends = |at: usize| {
@@ -154,7 +158,7 @@ fn mask(text: &str) -> String {
     masked
 }
 
-/// The line on which a name is given its value, from 1.
+/// The number of the line that gives a name its value, from 1.
 fn line_of(text: &str, name: &str) -> usize {
     let gives = |line: &str| {
         let line = line.trim_start();
@@ -162,7 +166,7 @@ fn line_of(text: &str, name: &str) -> usize {
         let rest = line.strip_prefix(name).map(str::trim_start);
         rest.is_some_and(|rest| rest.starts_with('='))
     };
-    // Where a name stands twice, the later line counts.
+    // If a name occurs twice, the later line is used.
     text.lines()
         .collect::<Vec<_>>()
         .iter()
@@ -186,7 +190,8 @@ mod tests {
 
     #[test]
     fn the_grammar_of_dotenv() {
-        let text = "\u{feff}# keys of the shop\nexport ONE=one-value-of-a-key # and why\nTWO='two $HOME # \\ \"'\r\n\
+        let text = "\u{feff}# keys of the shop\nexport ONE=one-value-of-a-key # and why\nTWO='two \
+             $HOME # \\ \"'\r\n\
                     THREE=\"three \\\"quoted\\\" \\$five\"\n\n FOUR = four=4=\nFIVE=a#b\n";
         let value = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         assert_eq!(
@@ -218,10 +223,10 @@ mod tests {
             ),
             ("ONE=\"hunter2${HOME}\"\n", "line 1: ONE: a `$`"),
             ("ONE=hunter2$\n", "line 1: ONE: a `$`"),
-            ("\nONE=hunter2\nONE=hunter2\n", "line 3: ONE is there twice"),
+            ("\nONE=hunter2\nONE=hunter2\n", "line 3: ONE is given twice"),
             ("ONE=\"hunter2\\nhunter3\"\n", "line 1: ONE: "),
             ("ONE=\n", "line 1: ONE: "),
-            ("hunter.2=a\n", "line 1: what stands before `=`"),
+            ("hunter.2=a\n", "line 1: the text before `=`"),
             ("# hunter2\n", "no NAME=value"),
             ("", "no NAME=value"),
             ("ONE=hunter2\u{e000}\n", "U+E000"),
@@ -237,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_file_is_not_read_on() {
+    fn an_endless_file_is_refused_without_reading_all_of_it() {
         assert!(text_of(std::io::repeat(b'x')).is_err());
     }
 }

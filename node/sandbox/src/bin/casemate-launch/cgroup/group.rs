@@ -1,15 +1,15 @@
-//! One cgroup in every hierarchy that counts for us, and the files that set its limits.
+//! One cgroup in every hierarchy that we use, and the files that set its limits.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// `cpu.weight` of version 2 unless set.
+/// Default of `cpu.weight` in version 2.
 const DEFAULT_WEIGHT: u32 = 100;
-/// `cpu.shares` of version 1 unless set: the same share as [`DEFAULT_WEIGHT`].
+/// Default of `cpu.shares` in version 1: the same share as [`DEFAULT_WEIGHT`].
 const DEFAULT_SHARES: u32 = 1024;
 
-/// Tries to set a limit at what is in use, which changes meanwhile.
+/// Tries to set a limit to the memory in use, which changes meanwhile.
 const LOWER_TRIES: u32 = 4;
 
 /// A cgroup: one folder in version 2, a folder for each controller in version 1.
@@ -18,7 +18,8 @@ pub(super) struct Group {
     pub(super) version_2: bool,
     pub(super) memory: PathBuf,
     pub(super) pids: PathBuf,
-    /// `None` where the `cpu` controller is absent or not ours: memory and processes are limited all the same.
+    /// `None` where the `cpu` controller is absent or not delegated: memory and processes are
+    /// limited all the same.
     pub(super) cpu: Option<PathBuf>,
 }
 
@@ -33,7 +34,7 @@ impl Group {
         }
     }
 
-    /// Its folders, each once.
+    /// The folders of the cgroup, each once.
     pub(super) fn folders(&self) -> Vec<&Path> {
         let mut folders: Vec<&Path> = vec![&self.memory, &self.pids];
         folders.extend(self.cpu.as_deref());
@@ -41,7 +42,7 @@ impl Group {
         folders
     }
 
-    /// Makes the cgroup; one that is there already is an error.
+    /// Makes the cgroup; it is an error if it exists already.
     pub(super) fn create(&self) -> io::Result<()> {
         self.folders().into_iter().try_for_each(fs::create_dir)
     }
@@ -52,10 +53,12 @@ impl Group {
         self.hand_on()
     }
 
-    /// Lets the cgroups below this one have limits, which count towards this one's.
+    /// Delegates the controllers to the cgroups below this one; their use counts towards this one's
+    /// limits.
     pub(super) fn hand_on(&self) -> io::Result<()> {
         if !self.version_2 {
-            // Kernels since 5.11 have no other mode; earlier ones count children separately unless told otherwise.
+            // Kernels since 5.11 have no other mode; earlier ones count children separately by
+            // default.
             let _ = fs::write(self.memory.join("memory.use_hierarchy"), "1");
             return Ok(());
         }
@@ -67,12 +70,13 @@ impl Group {
         Ok(())
     }
 
-    /// Sets the memory limit, or another in its place.
+    /// Sets or replaces the memory limit.
     pub(super) fn limit_memory(&self, memory_mib: u32) -> io::Result<()> {
         let bytes = (u64::from(memory_mib) << 20).to_string();
         if self.version_2 {
             fs::write(self.memory.join("memory.max"), &bytes)?;
-            // Where the kernel counts swap: none, for a limit that can be swapped out is none.
+            // Where the kernel counts swap, the swap limit is zero, because swapping would evade
+            // the memory limit.
             let _ = fs::write(self.memory.join("memory.swap.max"), "0");
             return Ok(());
         }
@@ -80,7 +84,8 @@ impl Group {
             self.memory.join("memory.limit_in_bytes"),
             self.memory.join("memory.memsw.limit_in_bytes"),
         );
-        // The second is never below the first. A lower limit is therefore set in this order, a higher one in the other.
+        // The second value is never below the first. So a lower limit is set in this order, a
+        // higher one in reverse.
         if fs::write(&memory, &bytes).is_err() {
             let _ = fs::write(&with_swap, &bytes);
             return fs::write(&memory, &bytes);
@@ -89,9 +94,9 @@ impl Group {
         Ok(())
     }
 
-    /// Sets the memory limit for one process more. Version 1 refuses a limit below what is in use: there the cgroup is held to
-    /// that, so that it cannot grow, and where even this fails the earlier limit stays in force. Version 2 accepts any
-    /// limit and makes the cgroup keep it.
+    /// Sets the memory limit for one process more. Version 1 refuses a limit below the memory in
+    /// use: there the limit is set to the use, so that the cgroup cannot grow; where even this
+    /// fails, the earlier limit stays. Version 2 accepts any limit and enforces it.
     pub(super) fn limit_growth(&self, memory_mib: u32) -> io::Result<()> {
         let mut limit_mib = memory_mib;
         for _ in 0..LOWER_TRIES {
@@ -110,14 +115,14 @@ impl Group {
         Ok(())
     }
 
-    /// What is in use, in version 1.
+    /// Memory in use, in version 1.
     fn used_mib(&self) -> io::Result<u32> {
         let text = fs::read_to_string(self.memory.join("memory.usage_in_bytes"))?;
         let bytes: u64 = text.trim().parse().map_err(io::Error::other)?;
         Ok(u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX))
     }
 
-    /// Ends all processes of the cgroup when one of them must end for want of memory.
+    /// Ends all processes of the cgroup together when one of them must end for want of memory.
     pub(super) fn end_as_one(&self) {
         if self.version_2 {
             // A kernel before 4.19 has no such file; a worker is one process anyway.
@@ -130,7 +135,8 @@ impl Group {
         fs::write(self.pids.join("pids.max"), pids.to_string())
     }
 
-    /// Sets the share of the processors in relation to the cgroups beside this one; 100 is the kernel's default.
+    /// Sets the share of the processors relative to the cgroups beside this one; 100 is the
+    /// kernel's default.
     pub(super) fn weigh(&self, weight: u32) -> io::Result<()> {
         match &self.cpu {
             None => Ok(()),
@@ -142,14 +148,14 @@ impl Group {
         }
     }
 
-    /// Puts a process in with all its threads.
+    /// Adds a process with all its threads.
     pub(super) fn add(&self, pid: u32) -> io::Result<()> {
         self.folders()
             .into_iter()
             .try_for_each(|folder| fs::write(folder.join("cgroup.procs"), pid.to_string()))
     }
 
-    /// How many processes of it the kernel has ended for want of memory.
+    /// How many of its processes the kernel has ended for want of memory.
     pub(super) fn kills(&self) -> u64 {
         let file = if self.version_2 {
             "memory.events"

@@ -11,9 +11,9 @@
 //!       `- casemate-PID-N         one worker                         memory limit, process limit
 //! ```
 //!
-//! A worker starts among the spares and moves to its tenant with [`Cgroups::assign`]. What it occupied as a spare stays
-//! charged to `casemate-PID.tenants`; all that it occupies later counts towards its tenant. The supervisor sets the tenant's limit
-//! so much lower.
+//! A worker starts among the spares and moves to its tenant with [`Cgroups::assign`]. Memory that
+//! it used as a spare stays charged to `casemate-PID.tenants`; memory that it uses later counts
+//! towards its tenant. The supervisor lowers the tenant's limit by that difference.
 
 mod group;
 
@@ -30,8 +30,8 @@ use group::Group;
 /// Where hierarchies are mounted by convention.
 const MOUNT: &str = "/sys/fs/cgroup";
 
-/// The weight of the node's own programs, and of launch, beside 100 for all workers together: a node whose tenants spin
-/// still answers, refuses and withdraws.
+/// The weight of the node's own programs, and of launch, beside 100 for all workers together: a
+/// node whose tenants spin still answers, refuses and withdraws.
 const PROGRAMS_WEIGHT: u32 = 400;
 
 /// The weight of each tenant, and of the spares.
@@ -40,10 +40,10 @@ const TENANT_WEIGHT: u32 = 100;
 /// The cgroup that launch moves itself to. Several launches below one cgroup share it, so none removes it.
 const LAUNCH: &str = "casemate.launch";
 
-/// Depth of the cgroups below launch's own, for removing what is left of a launch that was killed.
+/// Depth of the cgroups below launch's own, for removing the leftovers of a killed launch.
 const DEPTH: u32 = 3;
 
-/// The cgroups of this launch; empty where the machine gives none.
+/// The cgroups of this launch; empty where the machine offers none.
 #[derive(Debug)]
 pub(crate) struct Cgroups(Option<Tree>);
 
@@ -69,7 +69,7 @@ pub(crate) struct Cgroup {
     tenant: Option<NonZeroU32>,
 }
 
-/// Why a worker is not given to a tenant.
+/// Why a worker is not assigned to a tenant.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AssignError {
     #[error("the worker belongs to tenant {0} already")]
@@ -81,8 +81,8 @@ pub(crate) enum AssignError {
 }
 
 impl Cgroups {
-    /// Finds what this machine and launch's own place in it offer, and makes the groups. `tenants_mib` limits all workers
-    /// together.
+    /// Finds the controllers that this machine and launch's own cgroup offer, and makes the groups.
+    /// `tenants_mib` limits all workers together.
     pub(crate) fn prepare(tenants_mib: Option<u32>) -> Self {
         let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let Some(own) = find(Path::new(MOUNT), &text) else {
@@ -110,7 +110,7 @@ impl Cgroups {
         }
     }
 
-    /// A new cgroup for a child, with these limits, 0 for none; `None` where there are no cgroups.
+    /// Makes a cgroup for a child with these limits, 0 for none; `None` where there are no cgroups.
     pub(crate) fn make(
         &self,
         number: u64,
@@ -137,7 +137,7 @@ impl Cgroups {
         made
     }
 
-    /// Moves a worker to its tenant's cgroup and narrows its own limit.
+    /// Moves a worker to its tenant's cgroup and lowers its own limit.
     pub(crate) fn assign(
         &mut self,
         cgroup: &mut Cgroup,
@@ -167,8 +167,8 @@ impl Cgroups {
             .map_err(AssignError::Make)
             .and_then(|()| group.add(pid).map_err(AssignError::Move));
         if let Err(error) = moved {
-            // Not removed when the process is in one of its folders already: the caller ends it, then the sweep of the
-            // next launch finds the folder.
+            // The removal fails when the process is in one of its folders already: then the caller
+            // ends the process, and the sweep of the next launch removes the folder.
             group.remove();
             tree.leave(tenant);
             return Err(error);
@@ -178,7 +178,8 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Removes a child's cgroup, once no process is in it, and its tenant's with the tenant's last worker.
+    /// Removes a child's cgroup, once no process is in it, and its tenant's group with the tenant's
+    /// last worker.
     pub(crate) fn remove(&mut self, cgroup: Cgroup) {
         cgroup.group.remove();
         if let (Some(tree), Some(tenant)) = (&mut self.0, cgroup.tenant) {
@@ -220,7 +221,7 @@ impl Tree {
         })
     }
 
-    /// The tenant's group, made if need be, with one worker more.
+    /// The tenant's group, made if it does not exist, with one worker more.
     fn tenant(&mut self, number: NonZeroU32, memory_mib: u32) -> io::Result<Group> {
         if !self.by_tenant.contains_key(&number) {
             let group = self.tenants.child(&format!("tenant-{number}"));
@@ -246,7 +247,7 @@ impl Tree {
         Ok(group)
     }
 
-    /// A worker of the tenant is gone.
+    /// Counts a worker of the tenant out.
     fn leave(&mut self, number: NonZeroU32) {
         if let Some(tenant) = self.by_tenant.get_mut(&number) {
             tenant.workers -= 1;
@@ -259,22 +260,22 @@ impl Tree {
 }
 
 impl Cgroup {
-    /// Narrows the memory limit, or sets another in its place.
+    /// Lowers or replaces the memory limit.
     fn limit_memory(&self, memory_mib: u32) -> io::Result<()> {
         self.group.limit_memory(memory_mib)
     }
 
-    /// The tenant that the worker in it was given to.
+    /// The tenant to which the worker in this cgroup was assigned.
     pub(crate) fn tenant(&self) -> Option<NonZeroU32> {
         self.tenant
     }
 
-    /// Puts a process in.
+    /// Adds a process.
     pub(crate) fn add(&self, pid: u32) -> io::Result<()> {
         self.group.add(pid)
     }
 
-    /// Whether the kernel ended a process of it for want of memory.
+    /// Whether the kernel has ended a process of it for want of memory.
     pub(crate) fn out_of_memory(&self) -> bool {
         self.group.kills() > 0
     }
@@ -302,7 +303,7 @@ fn limited(group: &Group, memory_mib: u32, pids: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Launch's own cgroup, ready to have others below it, and launch in a leaf of it.
+/// Launch's own cgroup, ready for others below it, with launch in a leaf of it.
 fn find(mount: &Path, text: &str) -> Option<Group> {
     version_2(mount, text).or_else(|| version_1(mount, text))
 }
@@ -320,12 +321,13 @@ fn version_2(mount: &Path, text: &str) -> Option<Group> {
         pids: own.clone(),
         cpu: has("cpu").then(|| own.clone()),
     };
-    // A cgroup with processes hands nothing on, unless it is the root: launch moves to a leaf first.
+    // A cgroup with processes cannot delegate controllers, unless it is the root: launch moves to a
+    // leaf first.
     let leaf = own.join(LAUNCH);
     fs::create_dir_all(&leaf).ok()?;
     fs::write(leaf.join("cgroup.procs"), "0").ok()?;
     if group.hand_on().is_err() {
-        // Processes under a real-time policy keep the `cpu` controller from being handed on.
+        // Processes under a real-time policy prevent the delegation of the `cpu` controller.
         group.cpu = None;
         group.hand_on().ok()?;
     }
@@ -361,7 +363,7 @@ fn weigh_launch(own: &Group) {
     }
 }
 
-/// Removes what a launch that was killed left behind, and what this process left when it executed itself anew.
+/// Removes the leftovers of a killed launch, and of this process before it executed itself again.
 fn sweep(own: &Group) {
     for folder in own.folders() {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -388,12 +390,13 @@ fn remove_below(folder: &Path, depth: u32) {
             }
         }
     }
-    // One that still has a process stays, and the next launch tries again.
+    // A folder that still has a process stays, and the next launch tries again.
     let _ = fs::remove_dir(folder);
 }
 
-/// Launch's cgroup in the hierarchy of `controller` (none: version 2), from the text of /proc/self/cgroup. In a container the
-/// path may be of the outside; then the top that launch sees is its own.
+/// Launch's cgroup in the hierarchy of `controller` (none: version 2), from the text of
+/// /proc/self/cgroup. In a container the path may be that of the outside; then the root that launch
+/// sees is its own.
 fn place(mount: &Path, text: &str, controller: &str) -> Option<PathBuf> {
     let path = text
         .lines()
@@ -401,7 +404,7 @@ fn place(mount: &Path, text: &str, controller: &str) -> Option<PathBuf> {
             [_, names, path] if names.split(',').any(|name| name == controller) => Some(path),
             _ => None,
         })?;
-    // A launch that is started by one that was itself moved to its leaf belongs beside it, not below.
+    // A launch that is started from a leaf of another launch belongs beside it, not below.
     let path = path.trim_start_matches('/');
     let path = path.strip_suffix(LAUNCH).unwrap_or(path);
     let full = mount.join(path);

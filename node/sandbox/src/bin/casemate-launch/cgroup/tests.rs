@@ -1,6 +1,6 @@
 use super::*;
 
-/// A cgroup file system of version 2 in a folder, as far as this module sees it.
+/// A cgroup file system of version 2 in a folder, as far as this module uses it.
 fn version_2_tree(controllers: &str) -> tempfile::TempDir {
     let mount = tempfile::tempdir().unwrap();
     fs::write(mount.path().join("cgroup.procs"), "").unwrap();
@@ -29,7 +29,7 @@ fn our_place_is_the_path_or_the_top_of_what_we_see() {
     assert_eq!(place(&root, text, ""), Some(root.join("a/b")));
     assert_eq!(place(&root, text, "io"), None);
     assert_eq!(place(&root.join("absent"), text, "pids"), None);
-    // As the child of a launch sees it.
+    // The path that the child of a launch sees.
     let text = "0::/a/b/casemate.launch\n";
     assert_eq!(place(&root, text, ""), Some(root.join("a/b/")));
 }
@@ -115,7 +115,7 @@ fn a_tenant_is_forgotten_with_its_last_worker() {
 }
 
 #[test]
-fn what_a_dead_launch_left_is_swept_with_everything_below() {
+fn leftovers_of_a_dead_launch_are_removed_with_everything_below() {
     let mount = version_2_tree("memory pids\n");
     let own = find(mount.path(), "0::/\n").unwrap();
     // No process has an id above the kernel's limit.
@@ -123,7 +123,7 @@ fn what_a_dead_launch_left_is_swept_with_everything_below() {
     let left = format!("casemate-{dead}.tenants/tenant-1/casemate-{dead}-5");
     let other = std::os::unix::process::parent_id();
     let alive = format!("casemate-{other}.tenants/spares");
-    // Of this process, before it executed itself anew.
+    // A group of this process, from before it executed itself again.
     let before = format!("casemate-{}.programs", std::process::id());
     for path in [&left, &alive, &before, &format!("casemate-{dead}-1")] {
         fs::create_dir_all(mount.path().join(path)).unwrap();

@@ -1,4 +1,4 @@
-//! A supervisor that crashes is started again.
+//! Restarts a supervisor that crashes.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -11,13 +11,14 @@ use crate::cgroup::Cgroup;
 use crate::exit;
 use crate::start::{StartError, Started};
 
-/// Times that a supervisor is started again within [`RESTARTS_PERIOD`]; one that crashes more often ends everything, and whoever
-/// started us begins anew.
+/// Restarts of the supervisor within [`RESTARTS_PERIOD`]; if it crashes more often, everything
+/// ends, and our own starter begins again.
 const RESTARTS_MAX: usize = 5;
 const RESTARTS_PERIOD: Duration = Duration::from_secs(600);
 
 impl Server {
-    /// Starts a supervisor that has crashed again, and hands it the sockets and the children. Whether one runs now.
+    /// Restarts a crashed supervisor, and passes it the sockets and the children. Returns whether
+    /// one runs now.
     pub(super) fn restart_supervisor(&mut self) -> bool {
         if self.ending.is_some() || !self.supervisor_end.is_some_and(is_crash) {
             return false;
@@ -29,18 +30,18 @@ impl Server {
             tracing::error!(
                 times = RESTARTS_MAX,
                 within_secs = RESTARTS_PERIOD.as_secs(),
-                "the supervisor crashes again and again; ending everything"
+                "the supervisor crashes repeatedly; ending all programs"
             );
             return false;
         }
         self.restarts.push_back(now);
-        // What was for the one before names children that the next one learns of now.
+        // Events for the predecessor name children of which the successor learns now.
         self.events = self.sockets.events().collect();
         let held = self.events.len();
         for (id, child) in &self.children {
             match child.control.as_ref().and_then(|end| end.try_clone().ok()) {
                 Some(control) => self.events.push_back((child.adopted(*id), Some(control))),
-                // Nobody can speak to it.
+                // Without its control socket the child cannot be reached.
                 None => drop(kill_process(child.pid, Signal::KILL)),
             }
         }
@@ -81,7 +82,7 @@ impl Server {
 }
 
 impl Child {
-    /// For the successor of the supervisor that has started it.
+    /// The event for the supervisor's successor.
     fn adopted(&self, id: u64) -> Event {
         Event::Adopted {
             id,
@@ -94,10 +95,10 @@ impl Child {
     }
 }
 
-/// Whether a supervisor that has ended like this did not want to: with another code it has found that it cannot go on, and
-/// its successor would find the same.
+/// Whether an end of the supervisor was a crash: with another code it has found that it cannot
+/// continue, and its successor would find the same.
 pub(super) fn is_crash(end: End) -> bool {
-    /// Of a program of Rust that has panicked.
+    /// Exit code of a Rust program that has panicked.
     const PANICKED: i32 = 101;
     match end {
         End::Signal(_) | End::OutOfMemory => true,

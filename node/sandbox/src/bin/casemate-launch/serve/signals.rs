@@ -1,4 +1,4 @@
-//! What launch is asked for by signals: certificates anew, an upgrade in place, an end.
+//! Signals to launch: reload certificates, upgrade in place, end.
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -10,9 +10,9 @@ use super::{GRACE, Server};
 /// Why everything ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// We exit.
+    /// Launch exits.
     Stop,
-    /// We execute our program anew.
+    /// Launch executes its program again.
     Upgrade,
 }
 
@@ -26,7 +26,7 @@ impl Server {
             match signal {
                 libc::SIGCHLD => {}
                 libc::SIGHUP => {
-                    tracing::info!("asked to read certificates again");
+                    tracing::info!("SIGHUP: the gateway will read its certificates again");
                     if let Some(pid) = self.supervisor {
                         let _ = kill_process(pid, Signal::HUP);
                     }
@@ -36,7 +36,7 @@ impl Server {
                     tracing::info!(
                         signal,
                         grace_secs = GRACE.as_secs(),
-                        "asked to end; the supervisor drains"
+                        "asked to end; the supervisor drains the node"
                     );
                     self.end(Ending::Stop);
                 }
@@ -44,7 +44,7 @@ impl Server {
         }
     }
 
-    /// Begins an upgrade in place, unless everything ends already or there is nothing to become.
+    /// Begins an upgrade in place, unless an end was requested or there is no program to execute.
     fn upgrade(&mut self) {
         if self.ending.is_some() {
             return tracing::warn!("asked for an upgrade while ending; ignored");
@@ -55,18 +55,21 @@ impl Server {
                     program = %self.successor.program().display(),
                     sockets = self.sockets.len(),
                     grace_secs = GRACE.as_secs(),
-                    "asked for an upgrade in place; the supervisor drains, then launch executes the program anew"
+                    "asked for an upgrade in place; the supervisor drains, then launch executes its program file again"
                 );
                 self.end(Ending::Upgrade);
             }
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::error!(cause, "no upgrade in place, the node goes on: {error}");
+                tracing::error!(
+                    cause,
+                    "no upgrade in place, the node keeps running: {error}"
+                );
             }
         }
     }
 
-    /// Has the supervisor drain. Whoever asks for a stop during an upgrade gets the stop.
+    /// Asks the supervisor to drain. A stop that is requested during an upgrade wins.
     fn end(&mut self, ending: Ending) {
         let was_ending = self.ending.is_some();
         if ending == Ending::Stop || !was_ending {
@@ -81,11 +84,12 @@ impl Server {
     }
 }
 
-/// SIGCHLD and the signals that ask for something, as something to poll; they interrupt nothing any more. They stay blocked,
-/// and what came meanwhile stays pending, when we become another program.
+/// A descriptor to poll for SIGCHLD and the request signals, which interrupt nothing any more. They
+/// stay blocked, and pending signals stay pending, across an exec.
 pub(super) fn signals() -> io::Result<OwnedFd> {
-    // SAFETY: `sigemptyset` makes the set of the zeroed memory before anything reads it, and the set outlives all calls.
-    // `signalfd` with -1 gives a new descriptor that nobody else has, which is what `OwnedFd` takes over.
+    // SAFETY: `sigemptyset` initialises the zeroed memory before anything reads it, and the set
+    // outlives all calls. `signalfd` with -1 returns a new descriptor without another owner, which
+    // `OwnedFd` takes over.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
