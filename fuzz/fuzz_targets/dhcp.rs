@@ -14,6 +14,50 @@ const HARDWARE: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
 /// A lease of the longest time, and time for all retries: nothing happens later.
 const LONGEST_MS: u64 = u32::MAX as u64 * 1000 + 1_000_000;
 
+/// The kind of an answer: those that a lease consists of are likely.
+#[derive(Arbitrary, Debug)]
+enum Kind {
+    Offer,
+    Ack,
+    Nak,
+    Other(u8),
+}
+
+impl Kind {
+    fn number(&self) -> u8 {
+        match self {
+            Self::Offer => 2,
+            Self::Ack => 5,
+            Self::Nak => 6,
+            Self::Other(number) => *number,
+        }
+    }
+}
+
+/// An address: few, so that an offer and its acknowledgement often name the same.
+#[derive(Arbitrary, Debug)]
+enum Address {
+    One,
+    Two,
+    Multicast,
+    Loopback,
+    Broadcast,
+    Any(u32),
+}
+
+impl Address {
+    fn number(&self) -> u32 {
+        match self {
+            Self::One => 0x0a00_020f,
+            Self::Two => 0x0a00_0210,
+            Self::Multicast => 0xe000_0001,
+            Self::Loopback => 0x7f00_0001,
+            Self::Broadcast => u32::MAX,
+            Self::Any(address) => *address,
+        }
+    }
+}
+
 #[derive(Arbitrary, Debug)]
 enum Step {
     /// A packet, whatever it is.
@@ -21,9 +65,9 @@ enum Step {
     /// An answer to the last question: of this kind, for this address, with these options behind
     /// it.
     Answer {
-        kind: u8,
-        address: u32,
-        server: u32,
+        kind: Kind,
+        address: Address,
+        server: u8,
         options: Vec<(u8, Vec<u8>)>,
     },
     /// Time passes until the client has something to do.
@@ -38,7 +82,7 @@ fn answer(asked: &[u8], kind: u8, address: u32, server: u32, options: &[(u8, Vec
     packet[4..8].copy_from_slice(&asked[4..8]);
     packet[16..20].copy_from_slice(&address.to_be_bytes());
     packet[28..34].copy_from_slice(&HARDWARE);
-    packet.extend([99, 130, 83, 99, 53, 1, kind % 9, 54, 4]);
+    packet.extend([99, 130, 83, 99, 53, 1, kind, 54, 4]);
     packet.extend(server.to_be_bytes());
     for (code, value) in options {
         let value = &value[..value.len().min(255)];
@@ -64,7 +108,8 @@ fuzz_target!(|steps: Vec<Step>| {
                 server,
                 options,
             } => {
-                let packet = answer(&asked, kind, address, server, &options);
+                let server = 0x0a00_0202 + u32::from(server % 2);
+                let packet = answer(&asked, kind.number(), address.number(), server, &options);
                 client.receive(&packet, now)
             }
             Step::Wait => {

@@ -6,6 +6,9 @@ use casemate_trust::release::Slot;
 use casemate_vault_core::scrub::{BodyScrubber, Searcher, Watched};
 use libfuzzer_sys::fuzz_target;
 
+/// Some times what the scrubber holds back of a short secret.
+const MAX_FILLER_BYTES: usize = 8192;
+
 /// What came out after each piece, and how many matches were counted in all.
 struct Seen {
     pieces: Vec<Vec<u8>>,
@@ -82,8 +85,11 @@ fuzz_target!(|input: (&[u8], &[u8], &[u8], u16)| {
     let marker = b"[scrubbed]";
     let is_watched = secret.len() >= 8 && secret.iter().all(is_plain);
     if is_watched && !marker.windows(4).any(|part| secret.starts_with(part)) {
-        let at = usize::from(at).min(body.len());
-        let planted = [&body[..at], secret, &body[at..]].concat();
+        // Long enough that bytes come out before the end, at any distance from the secret.
+        let filler = vec![b'.'; usize::from(at) % MAX_FILLER_BYTES];
+        let at = usize::from(at) % (body.len() + 1);
+        let (before, after) = body.split_at(at);
+        let planted = [before, &filler, secret, &filler, after].concat();
         if let Some(seen) = Seen::of(secret, &planted, cuts) {
             assert!(seen.matches >= 1, "a secret that is not counted");
             let text = seen.text();
