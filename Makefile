@@ -51,6 +51,8 @@ build: ## Install what is missing and build every program
 	$(V8)
 	cargo build --workspace --locked
 
+# For how long `make test` runs each fuzz target.
+FUZZ_SECS ?= 10
 # Crates without IO: their tests take seconds. `-p` would build their dependencies with other
 # features than `make build` does.
 PURE = package(/^casemate-(path|trust|vault-core|wire|api|push)$$/)
@@ -81,7 +83,7 @@ test: ## Install what is missing and run every check and test, but for those tha
 	stage lints cargo clippy --workspace --all-targets --locked -- -D warnings
 	stage docs env RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked
 	stage "examples in docs" cargo test --workspace --doc --locked
-	stage "fuzz targets compile" cargo check --manifest-path fuzz/Cargo.toml --locked
+	stage "fuzz targets, $(FUZZ_SECS) s each" scripts/fuzz $(FUZZ_SECS)
 	stages_done
 
 .PHONY: test-image
@@ -108,13 +110,10 @@ test-shares: build ## Fill memory and spin in ninety functions of two tenants, a
 	cargo nextest run --workspace --locked --test shares --run-ignored only --no-capture
 
 .PHONY: fuzz
-fuzz: ## Fuzz every parser of untrusted bytes for SECONDS_EACH (60) with cargo-fuzz; without a nightly compiler by the stable one
-	@cargo fuzz --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-fuzz
-	# libFuzzer needs unstable compiler options; this variable lets the stable compiler accept them.
-	export RUSTC_BOOTSTRAP=1
-	for target in $$(cargo fuzz list); do
-	    cargo fuzz run "$$target" -- -max_total_time=$${SECONDS_EACH:-60} -rss_limit_mb=4096
-	done
+TIME ?= 60
+TARGET ?=
+fuzz: ## Fuzz the parsers of untrusted bytes and the state machines that strangers drive: TIME=60 (seconds each), TARGET= (all)
+	@scripts/fuzz $(TIME) $(TARGET)
 
 .PHONY: bench
 bench: bench-all ## Compare with workerd, deno and a plain server, in turn: target/bench/report.md (an hour); bench-NAME for one case

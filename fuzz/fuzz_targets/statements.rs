@@ -14,11 +14,19 @@ fuzz_target!(|bytes: &[u8]| {
         let _token = text.parse::<JoinToken>();
         let _file = casemate_trust::keyfile::is_encrypted(text);
     }
-    let Ok(envelope) = Envelope::parse(bytes) else { return };
-    assert_eq!(Envelope::parse(&envelope.to_bytes()).expect("what was parsed parses again"), envelope);
+    let Ok(envelope) = Envelope::parse(bytes) else {
+        return;
+    };
+    assert_eq!(
+        Envelope::parse(&envelope.to_bytes()).expect("what was parsed parses again"),
+        envelope
+    );
     let _request = (JoinRequest::read(&envelope), Lease::read(&envelope));
     let judge = Judge::new(FleetId([7; 32]), None);
-    assert!(judge.decide(&envelope, 1, &no_objects).is_err(), "the first root's digest is a constant");
+    assert!(
+        judge.decide(&envelope, 1, &no_objects).is_err(),
+        "the first root's digest is a constant"
+    );
     // A stored row of another fleet is not accepted either.
     let memory = judge.memory().clone();
     let (replayed, _) = Judge::replay(memory, None, [((), envelope)], &no_objects);

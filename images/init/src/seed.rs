@@ -165,7 +165,7 @@ mod tests {
     use super::*;
     use crate::image::Image;
 
-    fn page() -> Page {
+    pub(super) fn page() -> Page {
         Page::new(&Image {
             version: "1.2.3".parse().unwrap(),
             profile: "test".into(),

@@ -22,7 +22,6 @@ const EXCEPTIONS: &[(&str, usize)] = &[
     ("node/gateway/tests/hostile_callers.rs", 2),
     ("node/gateway/tests/hostile_workers.rs", 2),
     ("node/gateway/tests/lifecycle.rs", 1),
-    ("node/sandbox/src/bin/casemate-launch/child.rs", 1),
     ("node/sandbox/tests/ends.rs", 1),
     ("node/sandbox/tests/sockets.rs", 1),
     ("node/supervisor/src/lock.rs", 1),

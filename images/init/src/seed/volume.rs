@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 use fatfs::{FileSystem, FsOptions};
@@ -91,19 +92,29 @@ fn kind(device: &std::path::Path, is_named: bool) -> io::Result<Option<Kind>> {
     if there != signature {
         return Ok(None);
     }
-    let Ok(fat) = FileSystem::new(Bounded::new(file), FsOptions::new()) else {
-        return Ok(None);
-    };
-    let label = fat.read_volume_label_from_root_dir()?;
-    let label = label.unwrap_or_else(|| fat.volume_label());
-    Ok((is_named || label.trim_end() == FAT_LABEL).then_some(Kind::Fat))
+    without_panic(|| {
+        let Ok(fat) = FileSystem::new(Bounded::new(file), FsOptions::new()) else {
+            return Ok(None);
+        };
+        let label = fat.read_volume_label_from_root_dir()?;
+        let label = label.unwrap_or_else(|| fat.volume_label());
+        Ok((is_named || label.trim_end() == FAT_LABEL).then_some(Kind::Fat))
+    })
+}
+
+/// Turns a panic of `fatfs` into an error: the crate computes positions from numbers of the disk
+/// without checking them, and a panic of init would stop the node. What is lost to the panic is a
+/// view of the disk, which nothing else uses.
+fn without_panic<T>(read: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    catch_unwind(AssertUnwindSafe(read))
+        .unwrap_or_else(|_| Err(io::Error::other("the FAT file system is damaged")))
 }
 
 impl Volume {
     /// The files in the root folder. A file above the size limit is read just beyond it.
     pub(super) fn files(&self, page: &mut Page) -> Vec<(String, Vec<u8>)> {
         let read = match self.kind {
-            Kind::Fat => self.fat_files(),
+            Kind::Fat => without_panic(|| self.fat_files()),
             Kind::Iso => self.iso_files(),
         };
         read.unwrap_or_else(|error| {
@@ -167,9 +178,11 @@ impl Volume {
             return Err(io::Error::other("an ISO cannot be written"));
         }
         let device = File::options().read(true).write(true).open(&self.device)?;
-        let fat = FileSystem::new(Bounded::new(device.try_clone()?), FsOptions::new())?;
-        wipe_in(&fat.root_dir(), wanted)?;
-        fat.unmount()?;
+        without_panic(|| {
+            let fat = FileSystem::new(Bounded::new(device.try_clone()?), FsOptions::new())?;
+            wipe_in(&fat.root_dir(), wanted)?;
+            fat.unmount()
+        })?;
         device.sync_all()
     }
 }
@@ -302,10 +315,8 @@ mod tests {
         assert!(!raw.windows(9).any(|window| window == b"THE-TOKEN"));
     }
 
-    #[test]
-    fn a_table_in_a_circle_is_given_up() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk");
+    fn fat32(folder: &std::path::Path) -> (PathBuf, File) {
+        let path = folder.join("disk");
         let file = File::options()
             .create(true)
             .truncate(true)
@@ -318,6 +329,30 @@ mod tests {
             .fat_type(fatfs::FatType::Fat32)
             .bytes_per_cluster(512);
         fatfs::format_volume(&file, options).unwrap();
+        (path, file)
+    }
+
+    #[test]
+    fn a_root_at_a_cluster_that_cannot_be_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, file) = fat32(folder.path());
+        // The first cluster has the number 2.
+        file.write_all_at(&0_u32.to_le_bytes(), 44).unwrap();
+        let error = kind(&path, true).unwrap_err();
+        assert!(error.to_string().contains("damaged"), "{error}");
+        let volume = Volume {
+            device: path,
+            kind: Kind::Fat,
+        };
+        let mut page = super::super::tests::page();
+        assert!(volume.files(&mut page).is_empty());
+        assert!(volume.wipe("join-token").is_err());
+    }
+
+    #[test]
+    fn a_table_in_a_circle_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, file) = fat32(folder.path());
         let mut boot = [0; 512];
         file.read_exact_at(&mut boot, 0).unwrap();
         let number = |at: usize, bytes: usize| {
