@@ -1,4 +1,4 @@
-//! Who may depend on whom.
+//! Which crate may depend on which.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,13 +10,14 @@ use crate::source::root;
 /// The crate that opens secrets.
 const OPENS: &str = "casemate-vault-core";
 
-/// Who may link the crate that opens secrets: the vault's program. Everybody else may not.
+/// The crates that may link the crate that opens secrets; no other crate may.
 const MAY_OPEN: &[&str] = &[OPENS, "casemate-vault"];
 
-/// Who may name it for tests and measurements that are never shipped.
+/// Crates that may name it as a development dependency; their tests and benchmarks are never
+/// shipped.
 const MAY_TEST_OPENING: &[&str] = &["casemate-vault", "casemate-benches"];
 
-/// What a program must not link, whatever it is linked through.
+/// Packages that a program must not link, directly or indirectly.
 const NOT_LINKED: &[(&str, &[&str])] = &[
     (
         "casemate-worker",
@@ -45,7 +46,7 @@ const NOT_LINKED: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Who may name each heavy or sharp dependency.
+/// The crates that may name each heavy or dangerous dependency.
 const NAMED_BY: &[(&str, &[&str])] = &[
     ("sled", &["casemate-vault-store"]),
     ("redb", &["casemate-control-store"]),
@@ -69,12 +70,12 @@ const NAMED_BY: &[(&str, &[&str])] = &[
     ("rolldown", &["casemate"]),
 ];
 
-/// Words that a crate of leftovers has in its name.
+/// Words that mark a crate as a collection of leftovers, and that no crate's name may contain.
 const LEFTOVERS: &[&str] = &[
     "common", "utils", "util", "types", "helpers", "misc", "shared",
 ];
 
-/// Of each package, by name, what it links.
+/// The packages that each package links, by name.
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
 pub(crate) fn metadata() -> Metadata {
@@ -94,13 +95,13 @@ fn graph(metadata: &Metadata, kinds: &[DependencyKind]) -> Graph {
         });
         let links = links.map(|dependency| metadata[&dependency.pkg].name.to_string());
         let name = metadata[&node.id].name.to_string();
-        // Two versions of one package count as one that links what both do.
+        // All versions of a package share one entry, which links the dependencies of each.
         graph.entry(name).or_default().extend(links);
     }
     graph
 }
 
-/// Everything that `package` links, through whatever.
+/// All packages that `package` links, directly or indirectly.
 fn reach<'a>(graph: &'a Graph, package: &str) -> BTreeSet<&'a str> {
     let mut seen = BTreeSet::new();
     let mut todo: Vec<&'a str> = Vec::new();
@@ -140,7 +141,8 @@ fn linked_in_vain(graph: &Graph) -> Vec<String> {
     mistakes
 }
 
-/// Of packages, each with what it names and as what.
+/// Checks the dependencies: each entry is a package, the dependency that it names, and the kind of
+/// the dependency.
 fn named_wrongly(named: &[(String, String, DependencyKind)]) -> Vec<String> {
     let mut mistakes = Vec::new();
     for (package, name, kind) in named {
@@ -167,7 +169,7 @@ fn leftovers(names: &[String]) -> Vec<String> {
 #[test]
 fn only_the_vault_can_open_a_secret() {
     let metadata = metadata();
-    // What a build script links can end up in what it writes.
+    // Code that a build script links can end up in the script's output.
     let graph = graph(&metadata, &[DependencyKind::Normal, DependencyKind::Build]);
     none(&openers(&graph, &ours(&metadata)));
     assert!(
