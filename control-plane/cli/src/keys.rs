@@ -62,7 +62,7 @@ impl Passphrases {
             Error::new(
                 Code::Input,
                 "cannot read the passphrase file",
-                "check the path and who may read it",
+                "check the path and the file's permissions",
             )
             .at(path.display())
             .source(error)

@@ -73,7 +73,7 @@ fn damaged(path: &Path, error: &ResolveError) -> Error {
         ResolveError::TsconfigNotFound(missing) => (
             path,
             format!(
-                "`extends` or `references` names {}, which is not there",
+                "`extends` or `references` names {}, which does not exist",
                 missing.display()
             ),
         ),
@@ -84,7 +84,7 @@ fn damaged(path: &Path, error: &ResolveError) -> Error {
     Error::new(
         Code::Bundle,
         "tsconfig.json cannot be read",
-        "correct what is named and run the command again",
+        "correct the named setting and run the command again",
     )
     .at(at.display())
     .lines([why])

@@ -76,7 +76,7 @@ impl Project {
             Error::new(
                 Code::Project,
                 format!("casemate.toml has {many}"),
-                "correct what is named above and run the command again",
+                "correct the mistakes above and run the command again",
             )
             .at(path.display())
             .lines(mistakes)

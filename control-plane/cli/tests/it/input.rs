@@ -81,7 +81,7 @@ async fn the_mistake_in_a_command_line_with_secrets_is_named() {
     let World { tenant, _dir, .. } = world().await;
     let ran = tenant.run(&["secret", "rm", "KEY", "--sure"]);
     assert_eq!(ran.code, 64, "{}", ran.err);
-    let told = "an option is not known here";
+    let told = "an option is unknown";
     assert!(ran.err.contains(told), "{}", ran.err);
     assert!(!ran.err.contains("--sure"), "{}", ran.err);
 }

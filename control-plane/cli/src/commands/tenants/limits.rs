@@ -4,7 +4,7 @@ use casemate_trust::statement::{Ceilings, EgressCeiling};
 
 use crate::args::{Ceilings as CeilingOptions, EgressLimits};
 
-/// The ceilings: what is named replaces what was there.
+/// The ceilings: each given value replaces the earlier one.
 pub(super) fn ceilings(args: &CeilingOptions, default: Ceilings) -> Ceilings {
     Ceilings {
         functions: args.max_functions.unwrap_or(default.functions),
