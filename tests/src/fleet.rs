@@ -44,7 +44,7 @@ impl Fleet {
     /// fleet.
     pub fn start() -> Result<Self> {
         let temporary = tempfile::Builder::new().prefix("casemate-").tempdir()?;
-        // The programs of a node run under users of their own, which must be able to pass.
+        // The node's programs run as users of their own and have to traverse this folder.
         std::fs::set_permissions(temporary.path(), std::fs::Permissions::from_mode(0o755))?;
         let mut fleet = Self::start_in(temporary.path(), &mut |_| ())?;
         fleet._temporary = Some(temporary);
@@ -83,7 +83,7 @@ impl<N> Fleet<N> {
         step: &mut dyn FnMut(&str),
         start: impl FnOnce(&Path, &str) -> Result<N>,
     ) -> Result<Self> {
-        step("a control plane starts; its keys sign nothing but that it is alive");
+        step("a control plane starts; its keys can only sign that it is alive");
         let control = Control::start(&folder.join("control"), seen_as)?;
         step("the operator makes a fleet: the root key never leaves this machine");
         let operator = Cli::new(&folder.join("operator"))?;
@@ -116,7 +116,7 @@ impl<N> Fleet<N> {
             b"",
         )?;
         step(
-            "a node starts with a join token: launch, supervisor, vault, gateway and spare workers, each behind its walls",
+            "a node starts with a join token: launch, supervisor, vault, gateway and spare workers, each in its sandbox",
         );
         let join = folder.join("edge-1.token");
         operator.ok(
@@ -125,7 +125,7 @@ impl<N> Fleet<N> {
             b"",
         )?;
         let node = start(&folder.join("node"), &std::fs::read_to_string(&join)?)?;
-        step("the operator's machine admits it and seals the pool's key to its vault");
+        step("the operator admits the node and seals the pool's key to the node's vault");
         operator.ok(folder, &["node", "admit", "edge-1", "--wait", "120"], b"")?;
         step("a tenant makes a key, and the operator admits the tenant by it");
         let tenant = Cli::new(&folder.join("tenant"))?;
@@ -256,7 +256,7 @@ fn admit(
 }
 
 fn text(path: &Path) -> Result<&str> {
-    path.to_str().context("a path of text")
+    path.to_str().context("the path is not valid UTF-8")
 }
 
 /// Copies a folder.

@@ -29,8 +29,8 @@ use crate::report::{Case, Row};
 
 /// Numbers of connected nodes.
 const NODES: [u32; 3] = [100, 1000, 10_000];
-/// Memory that a node takes in this process and in the control plane together, KiB. A run that the
-/// free memory does not suffice for is left out.
+/// Memory that a node takes in this process and in the control plane together, KiB. Runs that need
+/// more than the free memory are skipped.
 const NODE_KIB: u64 = 1024;
 /// Nodes that join concurrently; the control plane permits 16 connections of unadmitted nodes from
 /// one address.

@@ -77,7 +77,7 @@ fn damaged(path: &Path, error: &ResolveError) -> Error {
                 missing.display()
             ),
         ),
-        ResolveError::TsconfigCircularExtend(_) => (path, "`extends` leads in a circle".to_owned()),
+        ResolveError::TsconfigCircularExtend(_) => (path, "`extends` is circular".to_owned()),
         ResolveError::TsconfigLoadFailed { path, source } => (path.as_path(), source.to_string()),
         other => (path, other.to_string()),
     };
@@ -103,7 +103,7 @@ impl Walled {
         if self.walls.may_configure(path)? {
             return Ok(());
         }
-        // Folders above have manifests of their own, which the resolver reads on its way to
+        // Folders above the project may have manifests, which the resolver reads on its way to
         // `node_modules`.
         if !path.ends_with("package.json") {
             let mut refused = self.refused.lock();

@@ -72,7 +72,7 @@ impl Candidate {
                  Secure Boot";
             return Err(Error::new(
                 Code::Refused,
-                "the image is not signed, or was changed since",
+                "the image is not signed, or was changed after it was signed",
                 next,
             )
             .at(path.display()));

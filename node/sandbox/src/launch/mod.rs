@@ -537,14 +537,14 @@ mod tests {
         }
 
         #[test]
-        fn whatever_is_read_is_exactly_what_would_be_written(bytes in prop::collection::vec(any::<u8>(), PACKET_BYTES)) {
+        fn a_decoded_packet_encodes_to_the_same_bytes(bytes in prop::collection::vec(any::<u8>(), PACKET_BYTES)) {
             if let Ok(command) = Command::decode(&bytes) {
                 prop_assert_eq!(command.encode().to_vec(), bytes.clone());
             }
         }
 
         #[test]
-        fn a_limit_of_nothing_is_none(id in any::<u64>()) {
+        fn a_limit_of_zero_is_malformed(id in any::<u64>()) {
             for numbers in [[0, 1, 1], [1, 0, 1], [1, 1, 0]] {
                 prop_assert_eq!(Command::decode(&packet(6, 0, id, numbers)), Err(Malformed));
             }
