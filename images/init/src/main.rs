@@ -1,5 +1,5 @@
-//! `casemate-init`: the first program of a node's image. It makes the system the root, mounts the
-//! kernel's file systems, loads modules, reads the seed, finds or makes the state partition, brings
+//! `casemate-init`: the first program of a node's image. It switches to the system's root, mounts
+//! the kernel's file systems, loads modules, reads the seed, finds or makes the state partition, brings
 //! up the network, and then runs the node and shows its state on the console.
 //!
 //! Nothing on the machine accepts input from a person: there is no shell, no login and no port. The
@@ -171,8 +171,8 @@ fn run() -> Result<node::End, Failure> {
     runtime()?.block_on(node::run(page, settings, seed, storage, update))
 }
 
-/// Shows a state in which nothing can be served, and waits for a while; then the machine looks
-/// again.
+/// Shows a state in which the machine cannot serve, and waits for a while; then the machine
+/// restarts.
 fn wait(mut page: Page, problem: console::Problem) -> Result<node::End, Failure> {
     page.state("waiting for the operator");
     page.problem(problem);

@@ -131,7 +131,7 @@ fn openers(graph: &Graph, ours: &[String]) -> Vec<String> {
         .collect()
 }
 
-fn linked_in_vain(graph: &Graph) -> Vec<String> {
+fn linked_against_the_rules(graph: &Graph) -> Vec<String> {
     let mut mistakes = Vec::new();
     for (package, absent) in NOT_LINKED {
         let reached = reach(graph, package);
@@ -147,7 +147,7 @@ fn named_wrongly(named: &[(String, String, DependencyKind)]) -> Vec<String> {
     let mut mistakes = Vec::new();
     for (package, name, kind) in named {
         let is_shipped = *kind == DependencyKind::Normal && package != "casemate-tests";
-        let allowed = NAMED_BY.iter().find(|(sharp, _)| sharp == name);
+        let allowed = NAMED_BY.iter().find(|(restricted, _)| restricted == name);
         let allowed = allowed.map(|(_, allowed)| *allowed).filter(|_| is_shipped);
         let allowed = if name == OPENS && *kind == DependencyKind::Development {
             Some(MAY_TEST_OPENING)
@@ -174,7 +174,7 @@ fn only_the_vault_can_open_a_secret() {
     none(&openers(&graph, &ours(&metadata)));
     assert!(
         reach(&graph, "casemate-vault").contains(OPENS),
-        "the vault must, or this proves nothing"
+        "the vault must link the crate, or this test proves nothing"
     );
 }
 
@@ -196,7 +196,7 @@ fn a_package_that_nobody_has_thought_of_cannot_open_a_secret() {
 
 #[test]
 fn worker_and_gateway_carry_no_trust_code_and_no_network_client() {
-    none(&linked_in_vain(&graph(
+    none(&linked_against_the_rules(&graph(
         &metadata(),
         &[DependencyKind::Normal],
     )));
@@ -207,7 +207,7 @@ fn a_network_client_behind_another_crate_is_found() {
     let mut graph = graph(&metadata(), &[DependencyKind::Normal]);
     let worker = graph.get_mut("casemate-worker").expect("the worker");
     worker.insert("casemate-control".into());
-    let found = linked_in_vain(&graph);
+    let found = linked_against_the_rules(&graph);
     for name in ["casemate-trust", "quinn", "rustls"] {
         let mistake = format!("casemate-worker reaches {name}");
         assert!(found.contains(&mistake), "{mistake} is not in {found:?}");
@@ -215,7 +215,7 @@ fn a_network_client_behind_another_crate_is_found() {
 }
 
 #[test]
-fn sharp_dependencies_are_named_by_few() {
+fn restricted_dependencies_are_named_by_few() {
     let mut named = Vec::new();
     for package in metadata().workspace_packages() {
         let dependencies = package.dependencies.iter();
@@ -228,7 +228,7 @@ fn sharp_dependencies_are_named_by_few() {
 }
 
 #[test]
-fn a_second_user_of_a_sharp_dependency_is_found() {
+fn a_second_user_of_a_restricted_dependency_is_found() {
     let name = |package: &str, name: &str, kind| (package.into(), name.into(), kind);
     let named = [
         name("casemate-vault", "sled", DependencyKind::Normal),
