@@ -144,7 +144,7 @@ fn ask(prompt: &str) -> Result<Secret, Error> {
 pub enum Protection {
     /// Only by the mode of its file.
     Plain,
-    /// By a passphrase.
+    /// The key is encrypted with a passphrase.
     Passphrase(Secret),
 }
 

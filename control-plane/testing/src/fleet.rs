@@ -64,7 +64,7 @@ impl Fleet {
         fleet
     }
 
-    /// The same, where a control plane already has these statements.
+    /// The fleet of a control plane that already has these statements.
     pub fn of_earlier(tenant_token: String) -> Self {
         let root = Root {
             version: 1,

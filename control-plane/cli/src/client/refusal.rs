@@ -1,5 +1,5 @@
-//! What the control plane's refusals mean to whoever ran the command: a code of ours, and a next
-//! step.
+//! Translates the control plane's refusals for the person at the command line: an exit code and a
+//! next step.
 
 use casemate_api::error::{ErrorBody, ErrorDetail, code as api};
 use http::StatusCode;

@@ -90,7 +90,7 @@ impl Project {
         }
     }
 
-    /// The same project in one of its environments.
+    /// This project with the changes of one of its environments.
     fn within(mut self, name: &Name, environments: Vec<Environment>) -> Result<Self, Error> {
         let known: Vec<_> = environments
             .iter()

@@ -221,7 +221,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         .collect()
 }
 
-/// What is typed, what standard input has, the exit code, and what the error says.
+/// The arguments, standard input, the exit code, and text that the error must contain.
 type Case<'a> = (&'a [&'a str], &'a str, i32, &'a str);
 
 const PUT: &[&str] = &["secret", "put", "K", "--host", "a.test"];

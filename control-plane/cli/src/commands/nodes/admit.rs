@@ -75,7 +75,7 @@ pub(in crate::commands) async fn admit(cx: &Context, args: &NodeAdmit) -> Result
     }
 }
 
-/// What became of the requests so far.
+/// The results of the join requests so far.
 #[derive(Default)]
 struct Round {
     admitted: Vec<Admitted>,

@@ -1,4 +1,4 @@
-//! What a tenant may have and call: from the options, and in a line for people.
+//! A tenant's ceilings: read from the options, and shown as text.
 
 use casemate_trust::statement::{Ceilings, EgressCeiling};
 
