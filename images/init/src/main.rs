@@ -1,6 +1,6 @@
-//! `casemate-init`: the first program of a node's image. It switches to the system's root, mounts
-//! the kernel's file systems, loads modules, reads the seed, finds or makes the state partition, brings
-//! up the network, and then runs the node and shows its state on the console.
+//! The program `casemate-init`, the first of a node's image. It switches to the system's root,
+//! mounts the kernel's file systems, loads modules, reads the seed, finds or makes the state
+//! partition, brings up the network, and then runs the node and shows its state on the console.
 //!
 //! Nothing on the machine accepts input from a person: there is no shell, no login and no port. The
 //! console shows each fault and its remedy; after a fault without a remedy the machine restarts

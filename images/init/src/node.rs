@@ -119,7 +119,7 @@ impl Signals {
 /// How a wait ended.
 pub(crate) enum Waited<T> {
     End(End),
-    /// What was waited for is there.
+    /// The awaited value is available.
     Found(T),
     /// The time ran out.
     LongEnough,

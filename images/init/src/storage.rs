@@ -59,7 +59,7 @@ struct Kept {
     recovery: Vec<u8>,
 }
 
-/// What the operator and this boot allow.
+/// The operator's and this boot's conditions for opening a key.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Terms<'a> {
     /// The recovery key, if the seed has one.
@@ -278,7 +278,7 @@ impl Storage {
         let older = boot.is_older().unwrap_or_else(Some);
         let may_seal = older.is_none() && !terms.is_trial;
         let mode = if may_seal && boot.sealer().is_ok() {
-            // Who gives the recovery key has proven to own this machine, and has seen the key.
+            // A person who gives the recovery key owns this machine, and has seen the key.
             let parts = Sealing {
                 key: &key,
                 recovery: &recovery,

@@ -79,7 +79,7 @@ impl Frames {
         self.now_ms = now_ms;
     }
 
-    /// So many bytes were sent to the caller, which may return credit for them.
+    /// `bytes` bytes were sent to the caller, which may return credit for them.
     pub fn sent(&mut self, bytes: usize) {
         self.window_updates
             .frames

@@ -37,7 +37,7 @@ pub struct Scanner {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// So many bytes of the HTTP/2 preface have come.
+    /// This many bytes of the HTTP/2 preface have arrived.
     Preface(usize),
     /// Before the request line.
     Start,
@@ -161,7 +161,7 @@ impl Scanner {
                     };
                     return Ok(1);
                 }
-                // What looked like the preface was the beginning of a request.
+                // The bytes that matched the preface so far were the beginning of a request.
                 self.state = State::Start;
                 let mut seen = &PREFACE[..matched];
                 while !seen.is_empty() {
@@ -352,7 +352,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What the parser gets, and the number of whole heads.
+    /// The bytes that the parser gets, the number of complete heads, and the scanner.
     fn scan(bytes: &[u8], piece: usize) -> (Vec<u8>, u32, Scanner) {
         let (mut scanner, mut frames) = (Scanner::default(), Frames::new(0));
         let mut out = Vec::new();

@@ -225,7 +225,7 @@ impl Channel {
         }
     }
 
-    /// So many bytes of a body have been consumed: the other end may send as many more.
+    /// `bytes` bytes of a body have been consumed: the other end may send as many more.
     pub fn consumed(&mut self, id: StreamId, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         if let Some(stream) = self.streams.get_mut(&id) {

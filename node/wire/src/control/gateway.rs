@@ -92,7 +92,7 @@ impl Message for FromGateway {
     const MAX_BYTES: usize = MAX_INLINE_BYTES;
 }
 
-/// What the gateway listens on and its bounds.
+/// The gateway's listening addresses and its bounds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
     /// Sockets to open.
