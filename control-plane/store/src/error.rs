@@ -41,7 +41,7 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// A comparison failed.
-    #[error("the key {0} is not as it was expected to be")]
+    #[error("the value of the key {0} is not the expected one")]
     Conflict(String),
     /// Longer ago than is remembered.
     #[error("revision {asked} is no longer remembered, the oldest is {oldest}")]

@@ -74,8 +74,8 @@ fn main() -> ExitCode {
 fn power(command: RebootCommand) -> String {
     rustix::fs::sync();
     match reboot(command) {
-        Ok(()) => "the kernel did not end the machine".to_owned(),
-        Err(error) => format!("the kernel did not end the machine: {error}"),
+        Ok(()) => "the kernel did not carry out the restart or power-off".to_owned(),
+        Err(error) => format!("the kernel did not carry out the restart or power-off: {error}"),
     }
 }
 

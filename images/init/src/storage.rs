@@ -205,7 +205,7 @@ impl Storage {
             // put the file there and know the key.
             Ok(bytes) if has_sealed => <[u8; KEY_BYTES]>::try_from(&Zeroizing::new(bytes)[..])
                 .map(Zeroizing::new)
-                .map_err(|_| lost("the vault's file is no storage key")),
+                .map_err(|_| lost("the vault's file is not a storage key")),
             Err(error) if has_sealed => Err(lost(&error.to_string())),
             _ => random_key().map_err(random),
         };
@@ -245,7 +245,7 @@ impl Storage {
                 page.line("key", "sealed to the TPM");
                 let (key, recovery) = payload.split_first_chunk().ok_or_else(|| {
                     Problem::new(
-                        "what the TPM has sealed is no storage key",
+                        "the TPM's sealed object is not a storage key",
                         "give the recovery key",
                     )
                 })?;
@@ -272,7 +272,7 @@ impl Storage {
         let (key, recovery) = opened.map_err(|wrong| {
             Problem::new(
                 format!("the storage key stays sealed ({why}), and the recovery key does not open it: {wrong}"),
-                "compare it with what was shown at this machine's first boot",
+                "compare it with the key that this machine showed at its first boot",
             )
         })?;
         let older = boot.is_older().unwrap_or_else(Some);
