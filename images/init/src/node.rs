@@ -186,7 +186,7 @@ pub(crate) async fn run(
         view: View::default(),
         last_end: None,
     };
-    // The node checks its walls once, at its start, so everything that they need is set up first.
+    // The node checks its sandbox once, at its start, so init first sets up everything that it needs.
     let folder = Path::new(MACHINE).parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(folder).map_err(Failure::step(format!("make {}", folder.display())))?;
     node.update
