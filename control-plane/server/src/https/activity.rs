@@ -54,7 +54,7 @@ impl Activity {
         Answering(Arc::clone(self))
     }
 
-    /// Waits until no request is in progress and no part of an answer was read for so long.
+    /// Waits until no request is in progress and no part of an answer was read for `patience`.
     pub(super) async fn idle(&self, patience: Duration) {
         loop {
             let until = {
