@@ -64,7 +64,7 @@ pub struct HeadNotice {
 }
 
 impl Admissions {
-    /// Makes slots for so many connections.
+    /// Makes slots for `max_connections` connections.
     pub fn new(max_connections: u32, shares: Shares) -> Arc<Self> {
         Arc::new(Self {
             shares,

@@ -137,7 +137,7 @@ mod tests {
         [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
     }
 
-    /// How many of these frames pass, fed in pieces of so many bytes.
+    /// Number of these frames that pass, fed in pieces of `piece` bytes.
     fn passes(frames: &mut Frames, bytes: &[u8], piece: usize) -> usize {
         for n in 0..100_000 {
             if bytes

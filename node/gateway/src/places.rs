@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use casemate_wire::control::gateway::Shares;
 
-/// The reserve for networks without a connection: one slot in so many.
+/// The reserve for networks without a connection: one slot in this many.
 const RESERVE_PART: u32 = 8;
 /// A connection this young is evicted only where no older one can be: an honest caller's head comes within a second of
 /// the connection, handshakes included, milliseconds.

@@ -43,7 +43,7 @@ enum State {
     Start,
     /// In the lines of a head after the first.
     Fields,
-    /// In a body with so many bytes to come.
+    /// In a body; the number of bytes still to come.
     Body(u64),
     ChunkSize,
     ChunkData(u64),
@@ -115,7 +115,7 @@ impl Scanner {
         Ok(at)
     }
 
-    /// The next bytes for the parser of a refused stream, at most so many; an empty slice is the
+    /// The next bytes for the parser of a refused stream, at most `room`; an empty slice is the
     /// end. `None`: nothing is refused.
     pub fn refusal(&mut self, room: usize) -> Option<&'static [u8]> {
         let State::Refused(left) = &mut self.state else {

@@ -47,7 +47,7 @@ pub struct Watched<S> {
     ended: bool,
     /// Bytes were sent since the last whole head: an interim response would split a response.
     has_sent: bool,
-    /// Set from the end of our side on.
+    /// Present after the gateway has ended its side.
     linger: Option<Linger>,
 }
 

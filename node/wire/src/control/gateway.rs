@@ -218,7 +218,7 @@ pub enum FromGateway {
         /// Number of waiting requests.
         waiting: u32,
     },
-    /// This worker has been idle for so long (sent every few seconds while it is).
+    /// Reports the time for which a worker has been idle; sent every few seconds while it is.
     Idle {
         /// The worker.
         worker: WorkerId,
