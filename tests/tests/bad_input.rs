@@ -14,7 +14,7 @@ use tokio::task::block_in_place;
 const HELLO: &str = "export default { fetch() { return new Response('hello'); } };\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mistakes_are_told_and_nothing_is_lost() {
+async fn mistakes_are_reported_and_nothing_is_lost() {
     let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await.unwrap();
     let fleet = block_in_place(Fleet::start).unwrap();
     drop(upstream);

@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_without_a_head_is_told_to_go() {
+    async fn a_connection_without_a_head_is_evicted() {
         let admissions = Admissions::new(2, SHARES);
         let first = enter(&admissions, "10.0.1.1").await.unwrap();
         let second = enter(&admissions, "10.0.1.2").await.unwrap();

@@ -321,7 +321,7 @@ mod tests {
             "{refused}"
         );
         assert_eq!(year(&renewal), 2040);
-        // The next good pair is taken.
+        // The next valid pair is served.
         pair.write("chain.pem", &chain);
         pair.write("key.pem", &key);
         renewal.look(false);

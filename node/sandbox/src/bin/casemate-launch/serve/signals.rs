@@ -55,7 +55,7 @@ impl Server {
                     program = %self.successor.program().display(),
                     sockets = self.sockets.len(),
                     grace_secs = GRACE.as_secs(),
-                    "asked for an upgrade in place; the supervisor drains, then launch executes its program file again"
+                    "upgrade in place requested; the supervisor drains, then launch executes its program file again"
                 );
                 self.end(Ending::Upgrade);
             }
