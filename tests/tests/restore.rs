@@ -100,10 +100,7 @@ async fn after_a_restore_of_yesterdays_backup_everybody_finds_the_way() {
         .as_array()
         .unwrap()
         .len();
-    assert_eq!(
-        earlier, 4,
-        "the release of every day is still available: {status}"
-    );
+    assert_eq!(earlier, 4, "each day's release is available: {status}");
     block_in_place(|| fleet.tenant.ok(&project, &["remove", "day", "--yes"], b"")).unwrap();
     let gone = || {
         let answered = tokio::runtime::Handle::current().block_on(caller::get(
