@@ -243,7 +243,7 @@ fn the_service_manager_keeps_as_many_sockets_as_launch_holds() {
 const INNER: &str = "CASEMATE_TEST_UNDER_UNIT";
 
 /// The capabilities that the unit leaves, with which launch cannot build the sandbox, and the
-/// kernel's promise that no program gains any (no_new_privs).
+/// kernel's promise that no program gains any (`no_new_privs`).
 #[test]
 fn a_node_serves_with_the_capabilities_that_its_unit_leaves() {
     if std::env::var_os(INNER).is_some() {

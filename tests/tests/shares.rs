@@ -1,7 +1,7 @@
 //! Two greedy tenants and a modest one on one node, with the real programs. The first greedy
 //! tenant's functions fill their memory, the second's spin; the modest tenant has to be answered.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // The functions beside the tests are tests too.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // Helper functions count as code outside of tests.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -27,7 +27,10 @@ fn row(count: usize, who: Who, kib: u64, before: u64) -> Row {
 }
 
 fn row_of(what: String, count: usize, who: Who, kib: u64, before: u64) -> Row {
-    #[allow(clippy::cast_precision_loss, reason = "some million")]
+    #[allow(
+        clippy::cast_precision_loss,
+        reason = "the counts stay below some million"
+    )]
     let mib = |kib: u64| kib as f64 / 1024.0;
     #[allow(clippy::cast_precision_loss, reason = "some hundred")]
     let each = mib(kib.saturating_sub(before)) / count as f64;

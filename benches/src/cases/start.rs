@@ -92,7 +92,7 @@ async fn cold_worker(ours: &Ours, host: &str) -> Result<Duration> {
         status["state"]["workers"]["spare"].as_u64() == Some(1)
             && status["workers"].as_array().is_some_and(Vec::is_empty)
     };
-    block_in_place(|| node.wait_for("a spare and no other worker", SOON, spare))?;
+    block_in_place(|| node.wait_for("a spare worker and no other", SOON, spare))?;
     let started = Instant::now();
     let answer = caller::get(node.gateway, host, "/cold").await?;
     ensure!(answer.status == 200, "{}", answer.text());
