@@ -1,4 +1,4 @@
-//! Instructions of what is pure, which repeat exactly: `make bench-micro`.
+//! Instruction counts of the pure operations, which repeat exactly: `make bench-micro`.
 #![forbid(unsafe_code)]
 #![allow(missing_docs, reason = "gungraun's macros make public items")]
 

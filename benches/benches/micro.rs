@@ -1,4 +1,4 @@
-//! Times of single steps: `make bench-micro`.
+//! Times of single operations: `make bench-micro`.
 #![forbid(unsafe_code)]
 #![allow(missing_docs, reason = "criterion's macros make public functions")]
 
@@ -14,9 +14,9 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use subjects::{Sealed, Signed, fill};
 use zeroize::Zeroizing;
 
-/// Fields of a usual request.
+/// Header fields of a typical request.
 const FIELDS: usize = 8;
-/// Bytes of a record in the store: a sealed secret.
+/// Size of a stored record: a sealed secret.
 const RECORD_BYTES: usize = 2048;
 
 fn head() -> RequestHead {
@@ -30,7 +30,8 @@ fn head() -> RequestHead {
     }
 }
 
-/// Both ends on one thread: what the code costs, without the system's wake-ups.
+/// Both ends run on one thread, so that the figure is the cost of the code, without wake-ups by the
+/// system.
 fn channel(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -85,7 +86,7 @@ fn trust(criterion: &mut Criterion) {
     });
 }
 
-/// A body of 1 MiB.
+/// Scrubs a body of 1 MiB.
 fn scrub(criterion: &mut Criterion) {
     for (name, body) in subjects::bodies() {
         criterion.bench_function(name, |bencher| {
@@ -94,7 +95,7 @@ fn scrub(criterion: &mut Criterion) {
     }
 }
 
-/// `put` is on the disk when it returns.
+/// `put` returns once the record is on the disk.
 fn store(criterion: &mut Criterion) {
     let folder = tempfile::tempdir().expect("a folder");
     let key = Zeroizing::new([6; 32]);

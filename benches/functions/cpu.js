@@ -1,4 +1,5 @@
-// Some five milliseconds of what functions do with a processor: text is parsed, grouped, sorted and written again.
+// About five milliseconds of typical processor work: the function parses, groups, sorts and formats
+// text.
 const WORDS = "edge node vault lease slot grant epoch pool tenant release bundle manifest".split(" ");
 function report(seed) {
   let state = seed;

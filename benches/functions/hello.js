@@ -1,4 +1,5 @@
-// Reads the URL and a header, and answers another text each time: a constant one would flatter a server that keeps it.
+// Reads the URL and a header, and answers a different text each time, so that no server gains from
+// a cached answer.
 let count = 0;
 export default {
   fetch(request) {

@@ -1,4 +1,4 @@
-// 10 MB in pieces of 64 KiB, made on demand.
+// Streams 10 MB in pieces of 64 KiB, each made when the reader asks for it.
 const PIECE = new Uint8Array(64 * 1024).fill(97);
 const PIECES = 160;
 export default {

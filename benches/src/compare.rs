@@ -1,6 +1,6 @@
-//! Measuring in turn: A B C, A B C, ... so that what disturbs the machine disturbs all. What is
-//! claimed is the ratio of two samples of one round; its median and its spread say whether it means
-//! anything.
+//! Alternating measurement: A B C, C B A, A B C, ..., so that a disturbance of the machine affects
+//! every runtime. The published figure is the ratio of two samples of the same round; the median
+//! and the spread of that ratio show whether the ratio is significant.
 
 use std::collections::BTreeMap;
 
@@ -10,20 +10,20 @@ use serde::Serialize;
 use crate::load::Sample;
 use crate::peer::Who;
 
-/// A ratio whose rounds lie farther apart than this share of it means nothing.
+/// A ratio is noise if its highest and lowest round differ by more than this share of the median.
 const NOISE: f64 = 0.35;
 
-/// All samples of one measurement, by who, a round each.
+/// All samples of one measurement: for each runtime, one sample a round.
 #[derive(Debug, Default)]
 pub(crate) struct Rounds(BTreeMap<Who, Vec<Sample>>);
 
-/// A percentile of what is sorted; of nothing, 0.
+/// A percentile of sorted values; 0 without values.
 pub(crate) fn percentile(sorted: &[f64], part: usize) -> f64 {
     let at = (sorted.len() * part / 100).min(sorted.len().saturating_sub(1));
     sorted.get(at).copied().unwrap_or_default()
 }
 
-/// A figure over rounds: the median, and the least and the most.
+/// A figure over all rounds: median, lowest and highest.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -45,7 +45,7 @@ impl Spread {
         Some(Self { median, low, high })
     }
 
-    /// Of what was measured once.
+    /// The spread of a single value.
     pub(crate) const fn of_one(value: f64) -> Self {
         Self {
             median: value,
@@ -54,15 +54,15 @@ impl Spread {
         }
     }
 
-    /// The rounds disagree too much.
+    /// Whether the rounds differ too much for the figure to mean anything.
     pub(crate) fn is_noisy(&self) -> bool {
         self.high - self.low > NOISE * self.median
     }
 }
 
 impl Rounds {
-    /// Measures each in turn, so many rounds; each second round in the other order. Before the
-    /// first each is warmed up.
+    /// Measures the runtimes in turn, `rounds` times, in the opposite order every second round.
+    /// Each runtime is warmed up before the first round.
     pub(crate) fn measure(
         who: &[Who],
         rounds: u32,
@@ -82,19 +82,19 @@ impl Rounds {
         Ok(all)
     }
 
-    /// A figure of one of them.
+    /// A figure of one runtime over all rounds.
     pub(crate) fn of(&self, who: Who, figure: impl Fn(&Sample) -> f64) -> Option<Spread> {
         Spread::of(self.0.get(&who)?.iter().map(figure))
     }
 
-    /// Ours against another's, round by round.
+    /// Casemate's figure divided by the other runtime's, round by round.
     pub(crate) fn ratio(&self, other: Who, figure: impl Fn(&Sample) -> f64) -> Option<Spread> {
         let (ours, others) = (self.0.get(&Who::Casemate)?, self.0.get(&other)?);
         let pairs = ours.iter().zip(others);
         Spread::of(pairs.map(|(ours, other)| figure(ours) / figure(other)))
     }
 
-    /// Requests that failed, of all rounds.
+    /// Number of failed requests in all rounds.
     pub(crate) fn errors(&self, who: Who) -> u64 {
         let samples = self.0.get(&who).into_iter().flatten();
         samples.map(|sample| sample.errors).sum()
@@ -124,7 +124,8 @@ mod tests {
         let mut calls = 0;
         let rounds = Rounds::measure(&[Who::Casemate, Who::Deno], 3, |who| {
             calls += 1;
-            // The machine becomes slower and slower; who is twice as fast stays so.
+            // The simulated machine gets slower; a runtime that is twice as fast stays twice as
+            // fast.
             let pace = 1000.0 / f64::from(calls);
             let per_second = if who == Who::Casemate {
                 2.0 * pace

@@ -1,5 +1,5 @@
-//! Load from programs that others wrote and know: `wrk` for as many requests as go through, `oha`
-//! for a fixed rate. Neither is slowed down by this process.
+//! The load generators: `wrk` for maximum throughput, `oha` for a fixed rate. Both are independent,
+//! well-known programs, so that this process does not limit the load.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,34 +7,34 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-/// What wrk runs: it writes one line of JSON at its end.
+/// The script for wrk: it prints one line of JSON when wrk ends.
 const SCRIPT: &str = include_str!("wrk.lua");
-/// In front of that line.
+/// Prefix of that line.
 const MARK: &str = "RESULT ";
 
-/// Whom to ask.
+/// The server that receives the load.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     /// `http://127.0.0.1:PORT`
     pub(crate) origin: String,
-    /// The `Host` header; of several, each request takes the next.
+    /// Values of the `Host` header, which the requests use in turn.
     pub(crate) hosts: Vec<String>,
     /// The `Authorization` header.
     pub(crate) authorization: Option<String>,
 }
 
-/// What to ask, and how many at a time.
+/// The requests and their concurrency.
 #[derive(Debug, Clone)]
 pub(crate) struct Load {
     pub(crate) connections: u32,
     pub(crate) secs: u32,
     pub(crate) path: &'static str,
-    /// A file that is sent with POST.
+    /// The file that each request sends with POST.
     pub(crate) body: Option<PathBuf>,
 }
 
 impl Load {
-    /// Requests without a body.
+    /// GET requests without a body.
     pub(crate) const fn get(connections: u32, secs: u32, path: &'static str) -> Self {
         let body = None;
         Self {
@@ -46,7 +46,7 @@ impl Load {
     }
 }
 
-/// What came of it. Times are in microseconds.
+/// The result of one measurement. Times are in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Sample {
     pub(crate) per_second: f64,
@@ -58,7 +58,7 @@ pub(crate) struct Sample {
     pub(crate) errors: u64,
 }
 
-/// As many requests as go through, on kept connections.
+/// Sends as many requests as the server can answer, on kept connections.
 pub(crate) fn wrk(target: &Target, load: &Load, folder: &Path) -> Result<Sample> {
     let script = folder.join("wrk.lua");
     std::fs::write(&script, SCRIPT)?;
@@ -75,12 +75,12 @@ pub(crate) fn wrk(target: &Target, load: &Load, folder: &Path) -> Result<Sample>
     command.arg("--").arg(body).args(&target.hosts);
     let said = output(command, "wrk")?;
     let result = said.lines().find_map(|line| line.strip_prefix(MARK));
-    let result = result.with_context(|| format!("wrk did not say what came of it:\n{said}"))?;
+    let result = result.with_context(|| format!("wrk printed no result:\n{said}"))?;
     Ok(serde_json::from_str(result)?)
 }
 
-/// So many requests a second, each counted from when it was due: one that had to wait for another
-/// counts as slow.
+/// Sends `per_second` requests a second. A request's time counts from the moment at which it was
+/// due, so that time spent waiting for an earlier request is included.
 pub(crate) fn oha(target: &Target, load: &Load, per_second: u32) -> Result<Sample> {
     let mut command = Command::new("oha");
     command.args([
@@ -104,7 +104,7 @@ pub(crate) fn oha(target: &Target, load: &Load, per_second: u32) -> Result<Sampl
     let number = |value: &serde_json::Value, name: &str| {
         value
             .as_f64()
-            .with_context(|| format!("oha says no {name}: {said}"))
+            .with_context(|| format!("oha's result has no {name}: {said}"))
     };
     let percentile =
         |name: &str| -> Result<f64> { Ok(number(&said["latencyPercentiles"][name], name)? * 1e6) };
@@ -134,6 +134,6 @@ fn output(mut command: Command, name: &str) -> Result<String> {
     if !output.status.success() {
         bail!("{name}: {}{said}", String::from_utf8_lossy(&output.stderr));
     }
-    ensure!(!said.is_empty(), "{name} said nothing");
+    ensure!(!said.is_empty(), "{name} printed nothing");
     Ok(said)
 }

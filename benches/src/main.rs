@@ -1,5 +1,6 @@
-//! `casemate-bench` compares Casemate with what a user would take instead, alternating within one
-//! run. It writes a table as Markdown and as JSON, and charts. Run the release build.
+//! `casemate-bench` compares Casemate with the runtimes that a user could take instead, alternating
+//! between them within one run. The program writes a table as Markdown and as JSON, and charts. Run
+//! the release build.
 #![forbid(unsafe_code)]
 
 mod cases;
@@ -22,7 +23,7 @@ use tokio::task::block_in_place;
 use ours::Ours;
 use report::Machine;
 
-/// Cases that need no load generator.
+/// The cases beside those of [`cases::load`].
 const OTHERS: &[&str] = &[
     "upstream", "rotation", "cold", "memory", "deploy", "scale", "resync", "micro",
 ];
@@ -30,23 +31,24 @@ const OTHERS: &[&str] = &[
 /// Measures Casemate side by side with its peers.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Cases; all of them without any
+    /// Names of the cases; without names, all cases run
     cases: Vec<String>,
-    /// Where the report goes
+    /// Folder of the report
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
     /// Rounds of each measurement
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
-    /// Length of each, seconds
+    /// Length of each measurement, seconds
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=600))]
     secs: u32,
-    /// Measures nothing: serves one of the functions until it is interrupted, for a profiler to look at
+    /// Serves one of the functions, without measuring, until it is interrupted: for use with a
+    /// profiler
     #[arg(long, value_name = "FUNCTION", conflicts_with = "cases")]
     hold: Option<String>,
 }
 
-/// Inputs of every case.
+/// Inputs that all cases share.
 struct Run {
     out: PathBuf,
     /// A folder for intermediate files.
@@ -57,7 +59,7 @@ struct Run {
 
 impl Run {
     fn say(&self, text: &str) {
-        // A closed pipe needs no report.
+        // A failed write to a closed pipe is ignored.
         let _said = writeln!(std::io::stderr(), "bench: {text}");
     }
 }
@@ -109,8 +111,8 @@ async fn main() -> Result<()> {
     let mut measured = Vec::new();
     for name in names {
         run.say(name);
-        // Each case has a fleet of its own, so that it does not depend on what an earlier case left
-        // behind.
+        // Each case has its own fleet, so that the result does not depend on the state that an
+        // earlier case left behind.
         let case = match name {
             "memory" => cases::memory::run(&run).await?,
             "cold" => cases::start::cold(&run).await?,

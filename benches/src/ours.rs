@@ -1,5 +1,5 @@
-//! Casemate as a user has it: a fleet of one node with its real programs, and functions that are
-//! deployed to it.
+//! Casemate as a user runs it: a fleet of one node with the real programs, and functions that are
+//! deployed to the node.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use tokio::task::block_in_place;
 
 use crate::load::Target;
 
-/// See the module.
+/// A fleet of one node, to which the cases deploy their functions.
 #[derive(Debug)]
 pub(crate) struct Ours {
     pub(crate) fleet: Fleet,
@@ -24,7 +24,7 @@ impl Ours {
         let folder = tempfile::Builder::new()
             .prefix("casemate-bench-")
             .tempdir()?;
-        // The programs of a node run under users of their own, which must be able to pass.
+        // The node's programs run as users of their own and have to traverse this folder.
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
         let start = |folder: &Path, token: &str| {
             let settings = Settings {
@@ -54,14 +54,15 @@ impl Ours {
         self.fleet.small_project(name, config, &code)
     }
 
-    /// Deploys it, and waits until it answers.
+    /// Deploys the function, and waits until the function answers; returns its host.
     pub(crate) async fn deploy(&self, name: &str, config: &str, code: &Path) -> Result<String> {
         let project = self.project(name, config, code)?;
         block_in_place(|| self.fleet.deploy(&project))?;
         self.answers(host(name)).await
     }
 
-    /// Deploys it as a tenant of its own, and waits until it answers.
+    /// Deploys the function as a tenant of its own, and waits until the function answers; returns
+    /// its host.
     pub(crate) async fn deploy_of_its_own_tenant(&self, name: &str, code: &Path) -> Result<String> {
         let host = format!("{name}.tenant.test");
         block_in_place(|| {
@@ -78,8 +79,8 @@ impl Ours {
         loop {
             let answer = caller::get(self.fleet.node.gateway, &host, "/").await;
             match answer {
-                // 404 may be the function's own answer, and is the gateway's before there is a
-                // route.
+                // The gateway answers 404 `no_such_host` until it has the route; any other 404 is
+                // the function's own answer.
                 Ok(answer) if answer.status != 503 && !answer.text().contains("no_such_host") => {
                     return Ok(host);
                 }
@@ -98,7 +99,7 @@ impl Ours {
     }
 }
 
-/// Of a function of [`Fleet::small_project`].
+/// The host of a function of [`Fleet::small_project`].
 pub(crate) fn host(name: &str) -> String {
     format!("{name}.apps.demo.test")
 }

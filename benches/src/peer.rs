@@ -1,5 +1,5 @@
-//! The runtimes that are compared: Casemate, what a user would take instead, and a plain server as
-//! the floor that no runtime can beat.
+//! The compared runtimes: Casemate, the runtimes that a user could take instead, and a plain server
+//! as the floor that no runtime can beat.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ const PEERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/node_modules");
 const WORKERD: &str = "@cloudflare/workerd-linux-64/bin/workerd";
 const DENO: &str = "@deno/linux-x64-glibc/deno";
 const ESBUILD: &str = "@esbuild/linux-x64/bin/esbuild";
-/// The date of the workerd release, which enables all that was on by default then.
+/// The date of the workerd release: it enables all features that were on by default at that date.
 const COMPATIBILITY_DATE: &str = "2026-11-01";
 /// Time within which a peer must answer.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -71,7 +71,7 @@ fn peer(path: &str) -> Result<PathBuf> {
     let path = Path::new(PEERS).join(path);
     anyhow::ensure!(
         path.is_file(),
-        "{} is not there: `make bench` installs it",
+        "{} does not exist: `make bench` installs it",
         path.display()
     );
     Ok(path)
@@ -126,7 +126,8 @@ pub(crate) fn workerd(functions: &[(String, PathBuf)], folder: &Path) -> Result<
     workerd_with(functions, None, folder)
 }
 
-/// Like [`workerd`], with calls allowed to servers that this authority has signed.
+/// Like [`workerd`]; the functions may also call servers whose certificates this authority has
+/// signed.
 fn workerd_with(functions: &[(String, PathBuf)], ca: Option<&str>, folder: &Path) -> Result<Peer> {
     let address = free_port()?;
     let folder = folder.join(format!("workerd-{}", address.port()));
@@ -245,7 +246,7 @@ impl Upstream {
         )
     }
 
-    /// The upstream itself, as a program without a sandbox calls it.
+    /// The upstream as a target, for calls that no sandbox is in the way of.
     pub(crate) fn target(&self) -> Target {
         Target {
             origin: format!("https://{}", self.address),
@@ -254,7 +255,7 @@ impl Upstream {
         }
     }
 
-    /// Code that makes the call with the key written into its text.
+    /// JavaScript that makes the call, with the key written into its text.
     pub(crate) fn plain_call(&self) -> String {
         format!(
             "fetch(\"https://localhost:{}/v1/charges\", {{ headers: {{ authorization: \"Bearer {UPSTREAM_KEY}\" }} }})",

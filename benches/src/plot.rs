@@ -1,4 +1,4 @@
-//! Pictures, as SVG.
+//! Charts, as SVG.
 
 use std::path::Path;
 
@@ -21,17 +21,17 @@ fn colour(who: Who) -> RGBColor {
     }
 }
 
-/// A picture cannot be drawn: plotters' errors borrow what they are about.
+/// Converts an error of plotters, which borrows from the drawing, into an owned error.
 fn failed(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("drawing: {error}")
 }
 
-/// Names of the axes: across and up.
+/// Names of the axes: horizontal, vertical.
 type Axes<'a> = (&'a str, &'a str);
-/// A line: its name, its colour, its points.
+/// A line: its name, its colour and its points.
 type Line<'a> = (&'a str, RGBColor, &'a [(f64, f64)]);
 
-/// Lines through points, one each; both axes on a logarithm.
+/// Line chart with one line a runtime; both axes are logarithmic.
 pub(crate) fn lines(
     path: &Path,
     title: &str,
@@ -49,7 +49,7 @@ pub(crate) fn lines(
     draw(path, title, axes, (across, up), 4, lines)
 }
 
-/// How a share grows with time, which is on a logarithm.
+/// Step chart of a share over time; the time axis is logarithmic.
 pub(crate) fn steps(
     path: &Path,
     title: &str,
@@ -68,7 +68,7 @@ pub(crate) fn steps(
     draw(path, title, axes, (across, 0.0..100.0), 0, lines)
 }
 
-/// A picture of lines over these ranges, whose points have this size.
+/// Draws lines over these ranges, with points of this size.
 fn draw<'a, X, Y>(
     path: &Path,
     title: &str,
@@ -120,7 +120,8 @@ type Figure = fn(&Sample) -> f64;
 /// Latency by percentile, at a fixed rate.
 pub(crate) fn latency(rounds: &Rounds, per_second: u32, folder: &Path) -> Result<String> {
     let name = "latency.svg";
-    // Percentiles by how many requests are slower: one in two, in ten, in a hundred, in a thousand.
+    // The horizontal axis is the inverse of the share of slower requests: one in 2, in 10, in 100,
+    // in 1,000.
     let figures: [(f64, Figure); 4] = [
         (2.0, |sample| sample.p50_us),
         (10.0, |sample| sample.p90_us),

@@ -1,10 +1,10 @@
-//! What the kernel says of the memory of processes (proc(5)).
+//! Memory of processes, as the kernel reports it (proc(5)).
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 
-/// Children of each process.
+/// The children of each process.
 fn children() -> BTreeMap<u32, Vec<u32>> {
     let mut children = BTreeMap::<u32, Vec<u32>>::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -12,7 +12,7 @@ fn children() -> BTreeMap<u32, Vec<u32>> {
             continue;
         };
         let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        // The name in parentheses may hold anything.
+        // The name in parentheses may itself contain any characters.
         let parent = stat
             .rsplit_once(')')
             .and_then(|(_, rest)| rest.split_whitespace().nth(1));
@@ -23,7 +23,7 @@ fn children() -> BTreeMap<u32, Vec<u32>> {
     children
 }
 
-/// A figure of one of /proc's texts about memory, KiB.
+/// A figure in KiB from one of the memory files of /proc.
 pub(crate) fn kib(text: &str, name: &str) -> Option<u64> {
     let value = |line: &str| {
         let value = line.strip_prefix(name)?.strip_prefix(':')?;
@@ -32,14 +32,14 @@ pub(crate) fn kib(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(value)
 }
 
-/// PSS of a process and all below it, KiB.
+/// PSS in KiB of a process and all its descendants.
 pub(crate) fn pss_kib(root: u32) -> Result<u64> {
     let children = children();
     let (mut open, mut total) = (vec![root], 0);
     while let Some(pid) = open.pop() {
         open.extend(children.get(&pid).into_iter().flatten());
         let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else {
-            // It has just ended, or has no memory of its own.
+            // The process has just ended, or has no memory of its own.
             continue;
         };
         total += kib(&text, "Pss").context("smaps_rollup without Pss")?;

@@ -1,4 +1,4 @@
-//! What came of it: for people as Markdown, for programs as JSON, and pictures beside both.
+//! The report: Markdown for people, JSON for programs, and the charts beside both.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -12,36 +12,36 @@ use crate::load::Sample;
 use crate::peer::{self, Who};
 use crate::process::kib;
 
-/// A line of a table.
+/// A row of a table.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Row {
-    /// What was measured: connections, a number of functions.
+    /// The parameter of the row, such as the number of connections or functions.
     pub(crate) what: String,
     pub(crate) who: &'static str,
-    /// By the columns' names.
+    /// One figure for each column, in the columns' order.
     pub(crate) figures: Vec<Spread>,
-    /// Ours against this one.
+    /// Casemate's figure divided by the figure of this row's runtime.
     pub(crate) ratio: Option<Spread>,
     pub(crate) errors: u64,
 }
 
-/// A case.
+/// One case with its table and its charts.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) title: String,
-    /// What the ratio is of, and which way is better.
+    /// The figure that the ratio compares, and whether a lower ratio is better.
     pub(crate) ratio_of: &'static str,
     pub(crate) columns: Vec<&'static str>,
     pub(crate) rows: Vec<Row>,
-    /// Files of pictures.
+    /// File names of the charts.
     pub(crate) pictures: Vec<String>,
-    /// The command that repeats it.
+    /// The command that repeats the case.
     pub(crate) command: String,
 }
 
 impl Row {
-    /// Of figures that were measured once.
+    /// A row of figures that were measured once.
     pub(crate) fn of_once(
         what: impl Into<String>,
         who: Who,
@@ -58,7 +58,7 @@ impl Row {
 }
 
 impl Case {
-    /// Without rows.
+    /// A case without rows.
     pub(crate) fn new(
         name: &'static str,
         title: impl Into<String>,
@@ -76,7 +76,7 @@ impl Case {
         }
     }
 
-    /// The usual columns of a load: requests a second, and latencies.
+    /// A case with the usual columns of a load: requests a second, and latencies.
     pub(crate) fn of_load(name: &'static str, title: impl Into<String>) -> Self {
         let ratio_of = "requests per second, ours against theirs";
         let columns = ["requests/s", "p50 us", "p99 us", "p99.9 us"];
@@ -107,7 +107,7 @@ impl Case {
     }
 }
 
-/// Where it was measured, and with what.
+/// The machine and the versions of the measured programs.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Machine {
     processor: String,
@@ -241,7 +241,7 @@ fn ratio(ratio: &Spread) -> String {
     )
 }
 
-/// Three digits that mean something.
+/// Formats a figure with three significant digits.
 fn number(value: f64) -> String {
     match value {
         value if value.is_nan() => String::new(),

@@ -1,21 +1,27 @@
-// A function that tries to learn its own credential from what comes back of its calls, letter by letter.
+// A function that tries to learn its own credential, letter by letter, from the answers to its
+// calls.
 //
-// A request's JSON body says how: { way, path, base, known, alphabet, length }. `path` is a path of the capability
-// `payments` whose upstream returns the text that it is sent: for `pieces` and `gzip` as it comes and in the content
-// encoding that it comes in, for `stored` to a later GET, for which the function also uses a plain `fetch` of `base`
-// and `path`. `known` is how the credential begins. The answer is { recovered, calls, seen }, with what was seen of
-// each guess in the last step. Each step sends `known` and one more letter, for every letter, and compares what it
-// observes: the letter that behaves like no other is taken for the next one. A step in which no letter, or more than
-// one, stands out ends the attempt. On a busy machine `time` also takes letters that stand out by chance: only those
-// that are right count.
+// A request's JSON body is an order: { way, path, base, known, alphabet, length }. `path` is a path
+// of the capability `payments` whose upstream returns the text that it receives. For `pieces` and
+// `gzip` the upstream returns the text piece by piece, in the content encoding of the request; for
+// `stored` it returns the text to a later GET, for which the function also uses a plain `fetch` of
+// `base` and `path`. `known` is the known beginning of the credential. The answer is { recovered,
+// calls, seen }; `seen` holds the observation of each guess in the last step. Each step sends
+// `known` with one more letter, for every letter, and compares the observations: the letter whose
+// observation differs from all others is taken for the next letter. A step in which no letter, or
+// more than one, stands out ends the attempt. On a busy machine `time` also takes letters that
+// stand out by chance, so a test counts only right letters.
 
-// More than a vault holds back, so that what comes before the rest depends on how much that is.
+// More than the vault holds back, so that the amount held back shows in the bytes that arrive
+// first.
 const FILLER = ".".repeat(16384);
-// An answer of which so long nothing comes waits for the rest of the text that it returns.
+// If nothing arrives for this long, the answer is waiting for the rest of the text that it returns.
 const QUIET_MS = 20;
-// Rounds of a timed guess. The faster half counts: what a busy machine adds is left out.
+// Rounds of a timed guess. Only the faster half counts, which excludes the delays of a busy
+// machine.
 const TIMED_ROUNDS = 6;
-// Repetitions of a timed guess in one body: what a scrubber spends on one must add up.
+// Repetitions of a guess in the body of a timed call: they add up the scrubber's time for one
+// occurrence.
 const TIMED_REPEATS = 1024;
 
 let calls;
@@ -27,26 +33,27 @@ function call(env, path, init) {
   return env.payments.fetch(path, { method: "POST", ...init });
 }
 
-// What is seen of each guess in a text that holds one in each of its last lines.
+// The observation of each guess, from an answer to a text whose last lines contain one guess each.
 function lastLines(text, guesses) {
   const lines = text.split("\n").slice(-guesses.length);
   return guesses.map((guess, i) => without(lines[i] ?? "", guess));
 }
 
-// What is left of an answer when the guess is taken out: the same for all guesses that are left alone.
+// The rest of an answer without the guess: equal for all guesses that the vault does not replace.
 const without = (text, guess) => text.replaceAll(guess, "GUESS");
 
 const quiet = () => new Promise((go) => setTimeout(go, QUIET_MS));
 
 const median = (numbers) => numbers.sort((a, b) => a - b)[numbers.length >> 1];
 
-// A gzip member of its own: where it ends is where a decoder has all of it.
+// A gzip member of its own; a decoder has read all of it at its end.
 async function gzip(text) {
   const stream = new Blob([text]).stream().pipeThrough(new CompressionStream("gzip"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-// How much of an answer comes while its text ends in the guess, and how much later.
+// The number of bytes of the answer that arrive while its text ends in the guess, and the number
+// that arrive later.
 async function sizes({ env, path }, guesses, headers, pack) {
   const seen = [];
   for (const guess of guesses) {
@@ -75,7 +82,7 @@ async function sizes({ env, path }, guesses, headers, pack) {
   return seen;
 }
 
-// Way -> what the function sees of each guess, in order.
+// For each way, a function that returns the observation of each guess, in order.
 const ways = {
   async body({ env, path }, guesses) {
     const seen = [];
@@ -101,7 +108,7 @@ const ways = {
     for (const guess of guesses) {
       const headers = { origin: guess, "x-request-id": guess };
       const answer = await call(env, path, { headers });
-      // The second in which an answer was made says nothing of the guess.
+      // The second of the answer's Date header does not depend on the guess.
       const fields = JSON.stringify([...answer.headers].filter(([name]) => name !== "date"));
       seen.push(without(`${answer.status} ${fields} ${await answer.text()}`, guess));
     }
@@ -111,11 +118,11 @@ const ways = {
   gzip: (target, guesses) => sizes(target, guesses, { "content-encoding": "gzip" }, gzip),
   async time({ env, path }, guesses) {
     const rounds = guesses.map(() => []);
-    // All guesses take turns: a machine that grows busy slows all of them.
+    // The guesses take turns, so that a machine that grows busy slows all of them equally.
     for (let round = 0; round < TIMED_ROUNDS; round++) {
       for (const [i, guess] of guesses.entries()) {
         const body = `${guess} `.repeat(TIMED_REPEATS);
-        // The clock moves on between turns.
+        // The clock advances between two turns.
         await new Promise((go) => setTimeout(go, 0));
         const began = performance.now();
         await (await call(env, path, { body })).arrayBuffer();
@@ -126,7 +133,8 @@ const ways = {
       const faster = of.sort((a, b) => a - b).slice(0, TIMED_ROUNDS / 2);
       return faster.reduce((sum, time) => sum + time, 0);
     });
-    // Stands out: further from the median than twice what all but the furthest are.
+    // A guess stands out if it is farther from the median than twice the distance of all but the
+    // farthest.
     const middle = median([...times]);
     const distances = times.map((time) => Math.abs(time - middle));
     const usual = distances.toSorted((a, b) => a - b).at(-2);
@@ -134,7 +142,7 @@ const ways = {
   },
 };
 
-// The guess that behaves like no other while all others behave alike.
+// The guess whose observation differs from the others', which are all equal.
 function outlier(guesses, seen) {
   const alone = guesses.filter((_, i) => seen.indexOf(seen[i]) === seen.lastIndexOf(seen[i]));
   return alone.length === 1 && new Set(seen).size === 2 ? alone[0] : undefined;

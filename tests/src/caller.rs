@@ -10,7 +10,8 @@ use hyper::{HeaderMap, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// Until a call is given up. Longer than any limit of a test's function.
+/// A call without an answer fails after this time, which is longer than any limit of a test's
+/// function.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A complete answer.

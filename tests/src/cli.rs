@@ -1,4 +1,4 @@
-//! The `casemate` command line as a person uses it: one home folder a person.
+//! The `casemate` command line as a person uses it: each person has a home folder.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ pub struct Cli {
     home: PathBuf,
 }
 
-/// What a command did.
+/// How a command ended, and its output.
 #[derive(Debug, Clone)]
 pub struct Ran {
     /// Exit code; -1 when a signal ended it.
@@ -34,7 +34,7 @@ impl Cli {
         })
     }
 
-    /// Where this person's keys and memory are.
+    /// The folder with this person's keys and memory.
     pub fn home(&self) -> &Path {
         &self.home
     }
@@ -60,7 +60,7 @@ impl Cli {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
-        // A command that does not read its input closes the pipe early; that is its right.
+        // A command that does not read its input closes the pipe early, which is no error.
         let _closed = child.stdin.take().context("piped")?.write_all(stdin);
         let output = child.wait_with_output()?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -71,7 +71,7 @@ impl Cli {
         })
     }
 
-    /// Runs a command that must succeed; its standard output, trimmed.
+    /// Runs a command that must succeed; returns its standard output, trimmed.
     pub fn ok(&self, folder: &Path, args: &[&str], stdin: &[u8]) -> Result<String> {
         let ran = self.run_in(folder, args, stdin)?;
         if ran.code != 0 {
@@ -86,7 +86,7 @@ impl Cli {
         Ok(ran.stdout.trim().to_owned())
     }
 
-    /// Runs a command with `--json` that must succeed; what it printed.
+    /// Runs a command with `--json` that must succeed; returns the printed JSON.
     pub fn json(&self, folder: &Path, args: &[&str]) -> Result<serde_json::Value> {
         let args: Vec<&str> = std::iter::once("--json")
             .chain(args.iter().copied())

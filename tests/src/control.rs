@@ -9,28 +9,29 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::programs::{Running, about_to_run, program, wait_until};
 
-/// Until it listens.
+/// Time within which the control plane must listen.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A control plane that may be stopped and started again on the same ports.
+/// A control plane that a test can stop and start again on the same ports.
 #[derive(Debug)]
 pub struct Control {
     folder: PathBuf,
     running: Option<Running>,
-    /// The address by which nodes reach it, where that is not this machine's own.
+    /// The address by which nodes reach the control plane, if it is not this machine's loopback
+    /// address.
     seen_as: Option<String>,
-    /// Of the HTTPS API.
+    /// Address of the HTTPS API.
     pub api: SocketAddr,
-    /// Of the QUIC socket.
+    /// Address of the QUIC socket.
     pub quic: SocketAddr,
 }
 
 impl Control {
-    /// Makes the keys and the first start, on ports that the kernel chooses and that are kept from
-    /// then on.
+    /// Makes the keys and starts the control plane, on ports that the kernel chooses and that later
+    /// starts keep.
     ///
-    /// `seen_as` is the address by which nodes reach this machine, where that is not the loopback
-    /// one.
+    /// `seen_as` is the address by which nodes reach this machine, if it is not the loopback
+    /// address.
     pub fn start(folder: &Path, seen_as: Option<&str>) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
         let mut init = Command::new(program("casemate-control")?);
@@ -54,29 +55,29 @@ impl Control {
         };
         control.restart()?;
         if seen_as.is_some() {
-            // Now that its port is known.
+            // A second start, because the port is known only now.
             control.kill()?;
             control.restart()?;
         }
         Ok(control)
     }
 
-    /// Where its keys and its store are.
+    /// The folder of its keys and its store.
     pub fn state(&self) -> PathBuf {
         self.folder.join("state")
     }
 
-    /// Everything that it has said.
+    /// The log of the control plane.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
-    /// Process id while it runs.
+    /// The process id while the control plane runs.
     pub fn pid(&self) -> Option<u32> {
         self.running.as_ref().map(Running::pid)
     }
 
-    /// Ends it by SIGKILL.
+    /// Kills the control plane with SIGKILL.
     pub fn kill(&mut self) -> Result<()> {
         if let Some(mut running) = self.running.take() {
             running.kill()?;
@@ -84,7 +85,7 @@ impl Control {
         Ok(())
     }
 
-    /// Copies its state into a new folder, whether or not it runs.
+    /// Copies the state into a new folder, whether or not the control plane runs.
     pub fn backup(&self, to: &Path) -> Result<()> {
         run(Command::new(program("casemate-control")?)
             .arg("backup")
@@ -94,8 +95,8 @@ impl Control {
             .arg(to))
     }
 
-    /// Puts its state aside and the one of a backup in its place, as after the loss of a disk. It
-    /// does not run meanwhile.
+    /// Sets the state aside and puts a backup in its place, as after the loss of a disk. The
+    /// control plane is stopped meanwhile.
     pub fn restore(&mut self, from: &Path) -> Result<()> {
         self.kill()?;
         std::fs::rename(self.state(), self.folder.join("lost"))?;
@@ -108,7 +109,7 @@ impl Control {
         self.restart()
     }
 
-    /// Starts it where it was.
+    /// Starts the control plane with the same state and ports.
     pub fn restart(&mut self) -> Result<()> {
         let config = self.folder.join("control.toml");
         let mut text = format!(
@@ -120,7 +121,7 @@ impl Control {
         }
         std::fs::write(&config, text)?;
         let addresses = self.state().join("addresses.json");
-        // Of an earlier run.
+        // The file may be left over from an earlier run.
         let _removed = std::fs::remove_file(&addresses);
         let mut command = Command::new(program("casemate-control")?);
         command.arg("serve").arg("--config").arg(&config);
@@ -135,7 +136,7 @@ impl Control {
             };
             Ok(serde_json::from_str::<serde_json::Value>(&text).ok())
         });
-        let found = found.context("the control plane does not listen")?;
+        let found = found.context("the control plane does not listen in time")?;
         let address = |name: &str| -> Result<SocketAddr> {
             Ok(found[name].as_str().context("an address")?.parse()?)
         };

@@ -12,19 +12,19 @@ use crate::control::Control;
 use crate::node::{Node, Settings, Workers};
 use crate::upstream::Upstream;
 
-/// The key that the upstream wants and that nobody else may see.
+/// The key that the upstream requires: no function may see it, and no file may hold it in clear.
 pub const UPSTREAM_KEY: &str = "cmk_live_7f3Kq/9s+Zr2b=Xw5e8T";
 /// The upstream's name, which only the node's vault resolves.
 pub const UPSTREAM_HOST: &str = "payments.demo.test";
 /// The host of the tenant's first function.
 pub const FUNCTION_HOST: &str = "hello.demo.test";
-/// Until something that was pushed is there.
+/// Time within which a pushed change must take effect.
 pub const SOON: Duration = Duration::from_secs(60);
 
-/// See the module.
+/// A running fleet. Dropping it ends its programs.
 #[derive(Debug)]
 pub struct Fleet<N = Node> {
-    /// Everything lies in here.
+    /// The folder of everything that belongs to the fleet.
     pub folder: PathBuf,
     /// The control plane.
     pub control: Control,
@@ -40,17 +40,18 @@ pub struct Fleet<N = Node> {
 }
 
 impl Fleet {
-    /// Everything in a folder that goes away with the fleet, up to a tenant that is logged in.
+    /// Starts a fleet, up to a tenant that is logged in, in a folder that is removed with the
+    /// fleet.
     pub fn start() -> Result<Self> {
         let temporary = tempfile::Builder::new().prefix("casemate-").tempdir()?;
-        // The programs of a node run under users of their own, which must be able to pass.
+        // The node's programs run as users of their own and have to traverse this folder.
         std::fs::set_permissions(temporary.path(), std::fs::Permissions::from_mode(0o755))?;
         let mut fleet = Self::start_in(temporary.path(), &mut |_| ())?;
         fleet._temporary = Some(temporary);
         Ok(fleet)
     }
 
-    /// The same in `folder`, saying each step.
+    /// Like [`Self::start`], in `folder`; reports each step to `step`.
     pub fn start_in(folder: &Path, step: &mut dyn FnMut(&str)) -> Result<Self> {
         let start = |folder: &Path, token: &str| {
             let settings = Settings {
@@ -74,15 +75,15 @@ impl Fleet {
 }
 
 impl<N> Fleet<N> {
-    /// The same with a node of another kind, which `start` starts with its folder and its join
-    /// token. `seen_as` is the address by which that node reaches this machine.
+    /// Like [`Self::start_in`], with a node of another kind, which `start` starts with its folder
+    /// and its join token. `seen_as` is the address by which that node reaches this machine.
     pub fn start_with(
         folder: &Path,
         seen_as: Option<&str>,
         step: &mut dyn FnMut(&str),
         start: impl FnOnce(&Path, &str) -> Result<N>,
     ) -> Result<Self> {
-        step("a control plane starts; its keys sign nothing but that it is alive");
+        step("a control plane starts; its keys can only sign that it is alive");
         let control = Control::start(&folder.join("control"), seen_as)?;
         step("the operator makes a fleet: the root key never leaves this machine");
         let operator = Cli::new(&folder.join("operator"))?;
@@ -115,7 +116,7 @@ impl<N> Fleet<N> {
             b"",
         )?;
         step(
-            "a node starts with a join token: launch, supervisor, vault, gateway and spare workers, each behind its walls",
+            "a node starts with a join token: launch, supervisor, vault, gateway and spare workers, each in its sandbox",
         );
         let join = folder.join("edge-1.token");
         operator.ok(
@@ -124,7 +125,7 @@ impl<N> Fleet<N> {
             b"",
         )?;
         let node = start(&folder.join("node"), &std::fs::read_to_string(&join)?)?;
-        step("the operator's machine admits it and seals the pool's key to its vault");
+        step("the operator admits the node and seals the pool's key to the node's vault");
         operator.ok(folder, &["node", "admit", "edge-1", "--wait", "120"], b"")?;
         step("a tenant makes a key, and the operator admits the tenant by it");
         let tenant = Cli::new(&folder.join("tenant"))?;
@@ -141,12 +142,12 @@ impl<N> Fleet<N> {
         })
     }
 
-    /// One more tenant, with hosts of its own.
+    /// Adds a tenant with these hosts; returns the tenant's command line.
     pub fn add_tenant(&self, name: &str, hosts: &[&str]) -> Result<Cli> {
         self.add_tenant_with(name, hosts, &[])
     }
 
-    /// The same, with more options of `casemate tenant add`.
+    /// Like [`Self::add_tenant`], with more options of `casemate tenant add`.
     pub fn add_tenant_with(&self, name: &str, hosts: &[&str], options: &[&str]) -> Result<Cli> {
         let tenant = Cli::new(&self.folder.join(format!("tenant-{name}")))?;
         let address = format!("https://{}#{}", self.control.api, self.fingerprint);
@@ -162,7 +163,7 @@ impl<N> Fleet<N> {
         Ok(tenant)
     }
 
-    /// The demo's project, with the upstream's address in it, ready to deploy.
+    /// The demo's project with the upstream's address filled in, ready to deploy.
     pub fn project(&self, upstream: &Upstream) -> Result<PathBuf> {
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
         let to = self.folder.join("hello");
@@ -177,12 +178,12 @@ impl<N> Fleet<N> {
         Ok(to)
     }
 
-    /// A project of one JavaScript file, for tests of one thing.
+    /// A project of one JavaScript file, for the test of one feature.
     pub fn small_project(&self, name: &str, config: &str, code: &str) -> Result<PathBuf> {
         self.small_project_at(&format!("{name}.apps.demo.test"), name, config, code)
     }
 
-    /// The same with another host.
+    /// Like [`Self::small_project`], with another host.
     pub fn small_project_at(
         &self,
         host: &str,
@@ -204,12 +205,12 @@ impl<N> Fleet<N> {
         self.put_secret_with(project, &[])
     }
 
-    /// The same, with more options of `casemate secret put`.
+    /// Like [`Self::put_secret`], with more options of `casemate secret put`.
     pub fn put_secret_with(&self, project: &Path, options: &[&str]) -> Result<()> {
         self.put_secret_value(project, UPSTREAM_KEY, options)
     }
 
-    /// The same, with another value.
+    /// Like [`Self::put_secret_with`], with another value.
     pub fn put_secret_value(&self, project: &Path, value: &str, options: &[&str]) -> Result<()> {
         let text = std::fs::read_to_string(project.join("casemate.toml"))?;
         let file: toml::Table = text.parse()?;
@@ -226,14 +227,14 @@ impl<N> Fleet<N> {
         Ok(())
     }
 
-    /// Deploys, and waits until the node runs it.
+    /// Deploys the project, and waits until the node runs the release.
     pub fn deploy(&self, project: &Path) -> Result<()> {
         self.tenant.ok(project, &["deploy", "--wait", "60"], b"")?;
         Ok(())
     }
 }
 
-/// Makes the tenant's key, has the operator admit the tenant by it, and logs the tenant in.
+/// Makes the tenant's key, has the operator admit the tenant with that key, and logs the tenant in.
 fn admit(
     folder: &Path,
     operator: &Cli,
@@ -255,7 +256,7 @@ fn admit(
 }
 
 fn text(path: &Path) -> Result<&str> {
-    path.to_str().context("a path of text")
+    path.to_str().context("the path is not valid UTF-8")
 }
 
 /// Copies a folder.

@@ -1,4 +1,5 @@
-//! End-to-end, hostile and tidy tests, with the real programs: the harness that they and the demo share.
+//! The harness of the end-to-end, hostile and tidy tests, which run the real programs. The demo
+//! uses the harness too.
 #![forbid(unsafe_code)]
 
 pub mod caller;
@@ -12,6 +13,7 @@ pub mod node;
 pub mod programs;
 pub mod upstream;
 
-/// A function that tries to learn its own credential, letter by letter, from what comes back of its calls. The file says how
-/// a test asks it; `node/worker/tests/attacker.rs` proves that each of its ways finds a leak where there is one.
+/// A function that tries to learn its own credential, letter by letter, from the answers to its
+/// calls. The file describes the requests that it takes. `node/worker/tests/attacker.rs` proves
+/// that each of its ways finds a leak if there is one.
 pub const ATTACKER: &str = include_str!("attacker.js");

@@ -1,10 +1,12 @@
-//! Callers who come at a steady pace whatever becomes of the node: whether one of them is ever lost.
+//! Callers at a steady rate, who must not notice what happens to the node: counts the callers that
+//! are lost.
 //!
-//! Every call is a GET of a path that has one right answer. A caller is *lost* when its connection is refused or reset, when
-//! no answer comes, or when the answer is another one. Callers behave as RFC 9110 and RFC 9113 say: a request that was never
-//! sent, because the connection had ended in order, goes out on another one, and so does one that was sent on a kept
-//! HTTP/1 connection which had rested for long and was closed meanwhile, or one that the gateway has not begun, as its GOAWAY
-//! over HTTP/2 says.
+//! Every call is a GET of a path that has one right answer. A caller is *lost* when its connection
+//! is refused or reset, when no answer comes, or when the answer differs from the right one.
+//! Callers retry on another connection as RFC 9110 and RFC 9113 permit: if the connection had ended
+//! in order before the request was sent; if a kept HTTP/1 connection had been idle for long and was
+//! closed as the request was sent; or if the gateway's GOAWAY (HTTP/2) shows that the gateway has
+//! not begun the request.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -23,55 +25,55 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::task::{JoinHandle, JoinSet};
 
-/// Callers with a connection for each call, calls a second.
+/// Calls a second that use a new connection each.
 const FRESH_RATE: u32 = 70;
 /// Calls a second on one HTTP/2 connection.
 const HTTP2_RATE: u32 = 70;
-/// Kept HTTP/1 connections.
+/// Number of kept HTTP/1 connections.
 const KEPT: u32 = 6;
-/// Calls a second on each of them.
+/// Calls a second on each of the kept connections.
 const KEPT_RATE: u32 = 10;
-/// Calls a second, in all.
+/// Calls a second in all.
 pub const RATE: u32 = FRESH_RATE + HTTP2_RATE + KEPT * KEPT_RATE;
 
-/// Until a caller gives up.
+/// A caller without an answer is lost after this time.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// A gateway closes no kept connection that has rested for less, and a request that was closed on may be sent again after more
-/// (RFC 9112, section 9.3.1).
+/// Idle time after which the gateway may close a kept connection; a request that was sent on a
+/// connection after this time and met its end may be retried (RFC 9112, section 9.3.1).
 const RESTED: Duration = Duration::from_millis(500);
-/// Connections that one call tries.
+/// Most connections that one call tries.
 const TRIES: u32 = 5;
-/// Losses that are remembered with what they were.
+/// Most losses that are kept with their description.
 const MAX_LOSSES: usize = 20;
 
-/// One call in so many takes its time in the function, so that some are always under way.
+/// One call in this many is slow in the function, so that some calls are always in flight.
 const SLOW_EVERY: u64 = 4;
-/// Its path, and that of the others.
+/// Path of the slow calls, and path of the other calls.
 pub const PATHS: [&str; 2] = ["/slow", "/"];
 
-/// What has become of the callers so far.
+/// Counts of answered, retried and lost calls.
 #[derive(Debug, Default)]
 pub struct Tally {
     answered: AtomicU64,
-    /// By [`Again`].
+    /// Retries, by [`Again`].
     again: [AtomicU64; 3],
     lost: AtomicU64,
     longest_ms: AtomicU64,
     losses: Mutex<Vec<String>>,
 }
 
-/// Why a call is sent once more, on another connection.
+/// Why a call is retried on another connection.
 #[derive(Debug, Clone, Copy)]
 enum Again {
     /// The connection had ended before the request was sent.
     Unsent,
-    /// A GOAWAY says that the gateway has not begun it.
+    /// A GOAWAY shows that the gateway has not begun the request.
     NotBegun,
-    /// A kept connection that had rested for long was closed meanwhile.
+    /// The gateway closed a kept connection that had been idle for long, as the request was sent.
     Rested,
 }
 
-/// See the module.
+/// Callers at a steady rate, which run until [`Load::end`].
 #[derive(Debug)]
 pub struct Load {
     tally: Arc<Tally>,
@@ -79,7 +81,7 @@ pub struct Load {
     callers: Vec<JoinHandle<()>>,
 }
 
-/// Whom to call, and what is right.
+/// The called host, and its right answer.
 #[derive(Debug, Clone)]
 struct Target {
     gateway: SocketAddr,
@@ -90,17 +92,17 @@ struct Target {
 }
 
 impl Tally {
-    /// Calls that have got their answer.
+    /// Number of answered calls.
     pub fn answered(&self) -> u64 {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Calls that have not.
+    /// Number of lost calls.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// In one line, and a line for each of the first losses.
+    /// The counts in one line, then a line for each of the first losses.
     pub fn describe(&self) -> String {
         let losses = self.losses.lock();
         let again = |why: Again| self.again[why as usize].load(Ordering::Relaxed);
@@ -156,12 +158,12 @@ impl Load {
         }
     }
 
-    /// What has become of them so far.
+    /// The counts so far.
     pub fn tally(&self) -> &Tally {
         &self.tally
     }
 
-    /// Waits until so many more have their answer, or one is lost.
+    /// Waits until `calls` more calls are answered, or one is lost.
     pub async fn more(&self, calls: u64) {
         let wanted = self.tally.answered() + calls;
         while self.tally.answered() < wanted && self.tally.lost() == 0 {
@@ -169,7 +171,7 @@ impl Load {
         }
     }
 
-    /// Calls no more, and waits for the answers that are to come.
+    /// Starts no more calls, and waits for those in flight.
     pub async fn end(self) -> Arc<Tally> {
         self.is_over.store(true, Ordering::Relaxed);
         for caller in self.callers {
@@ -229,7 +231,7 @@ async fn in_time<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
     called.context("no answer")?
 }
 
-/// A connection for each call, and no call waits for another.
+/// A connection for each call; calls do not wait for each other.
 async fn fresh(target: Target) {
     let (mut ticks, mut calls) = (ticks(FRESH_RATE), JoinSet::new());
     for number in 0.. {
@@ -257,7 +259,7 @@ async fn fresh(target: Target) {
     while calls.join_next().await.is_some() {}
 }
 
-/// One call after the other on a connection that is kept.
+/// One call after the other on a kept connection.
 async fn kept(target: Target) {
     let mut ticks = ticks(KEPT_RATE);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -320,23 +322,24 @@ async fn call_kept(
     bail!("{TRIES} connections ended before a request could be sent")
 }
 
-/// Whether the gateway has said that it has not begun a request which crossed its GOAWAY on the way: the request is to be sent
-/// again (RFC 9113, section 6.8). The reason is the only one without a fault of anybody.
+/// Whether the gateway has refused, by its GOAWAY, a request that crossed the GOAWAY on the way:
+/// such a request may be retried (RFC 9113, section 6.8). Only a GOAWAY with NO_ERROR counts, which
+/// reports no fault of either side.
 fn is_unprocessed(error: &hyper::Error) -> bool {
-    /// How `h2` puts a GOAWAY of the other end with NO_ERROR.
+    /// The text of `h2`'s error for the peer's GOAWAY with NO_ERROR.
     const GOAWAY: &str = "connection error received: not a result of an error";
     let source = error.source().map(ToString::to_string);
     source.is_some_and(|source| source.starts_with(GOAWAY))
 }
 
-/// The connection that all calls share, and how many there were before it.
+/// The connection that all calls share, and the number of connections before it.
 #[derive(Default)]
 struct Shared {
     count: u64,
     sender: Option<http2::SendRequest<Full<Bytes>>>,
 }
 
-/// All calls on one connection, until it is told to go.
+/// Concurrent calls on one connection, which is replaced after its GOAWAY.
 async fn by_http2(target: Target) {
     let (mut ticks, mut calls) = (ticks(HTTP2_RATE), JoinSet::new());
     let shared = Arc::<tokio::sync::Mutex<Shared>>::default();
@@ -390,7 +393,7 @@ async fn call_http2(
                 } else {
                     Again::NotBegun
                 });
-                // The next connection is made once.
+                // The lock lets only one call open the next connection.
                 let mut shared = shared.lock().await;
                 if shared.count == count {
                     shared.sender = None;

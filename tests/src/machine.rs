@@ -1,5 +1,5 @@
-//! A node that is a machine of its own: the image that is made of our programs, booted by QEMU
-//! under software emulation.
+//! A node that is a virtual machine: an image of our programs, booted by QEMU under software
+//! emulation.
 
 use std::fs::File;
 use std::io::{Cursor, Write as _};
@@ -19,19 +19,19 @@ use casemate_images::{
 use crate::fleet::UPSTREAM_HOST;
 use crate::programs::{Running, programs_folder};
 
-/// How the machine reaches the one that it runs on: QEMU's user network.
+/// The host's address as the virtual machine sees it: QEMU's user network.
 pub const HOST: &str = "10.0.2.2";
-/// Of the image, where it does not matter.
+/// The image's profile, for tests that do not depend on it.
 const USUAL_PROFILE: &str = "virtual-machine";
 const VERSION: &str = "0.0.1";
-/// Memory, MiB.
+/// Default memory, MiB.
 const MEMORY_MIB: u32 = 768;
-/// Of the state partition.
+/// Default size of the state partition.
 const STATE_BYTES: u64 = 256 << 20;
-/// Until the console says something that is awaited: the machine is emulated, and this one is busy.
+/// Longest wait for a text on the console: the machine is emulated, and the host is busy.
 pub const CONSOLE_TIMEOUT: Duration = Duration::from_secs(240);
 
-/// The image, made once for all tests of a program.
+/// The image, built once for all tests of a program.
 pub fn image() -> Result<&'static Image> {
     static IMAGE: OnceLock<Result<Image, String>> = OnceLock::new();
     let made = IMAGE.get_or_init(|| {
@@ -41,12 +41,12 @@ pub fn image() -> Result<&'static Image> {
     made.as_ref().map_err(|error| anyhow!(error.clone()))
 }
 
-/// The plan of an image of the programs beside this one, and where they are.
+/// The plan of an image of the programs beside this program, with the sources of its files.
 pub fn plan() -> Result<(Plan, Programs, Apt)> {
     plan_of(USUAL_PROFILE, VERSION, &programs_folder()?)
 }
 
-/// The image for machines of metal, of the same programs.
+/// The image for physical machines, with the same programs.
 pub fn bare_metal_image() -> Result<Image> {
     make("bare-metal", VERSION, &programs_folder()?)
 }
@@ -64,7 +64,7 @@ fn make(profile: &str, version: &str, programs: &Path) -> Result<Image> {
     Ok(build(&plan, &programs, &mut packages, Compression::Fast)?)
 }
 
-/// The seed of a node whose vault reaches an upstream on the machine that it runs on.
+/// The seed of a node whose vault reaches an upstream on the host.
 pub fn seed(token: &str) -> Vec<(String, Vec<u8>)> {
     let vault = format!(
         "join_token_file = \"join-token\"\nprivate_addresses = [\"{HOST}/32\"]\ntrust_anchors = []\n\
@@ -78,7 +78,7 @@ pub fn seed(token: &str) -> Vec<(String, Vec<u8>)> {
     ]
 }
 
-/// Writes a disk with a seed on it, to be attached by [`seed_disk_arguments`].
+/// Writes a disk image with a seed, which [`seed_disk_arguments`] attaches.
 pub fn write_seed_disk(path: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
     let disk = File::options()
         .create(true)
@@ -96,7 +96,7 @@ pub fn write_seed_disk(path: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
     Ok(fat.unmount()?)
 }
 
-/// QEMU's arguments for such a disk.
+/// QEMU's arguments that attach a seed disk.
 pub fn seed_disk_arguments(path: &Path) -> Vec<String> {
     let drive = format!("if=none,id=seed,format=raw,file={}", path.display());
     let device = "virtio-blk-pci,drive=seed";
@@ -105,50 +105,50 @@ pub fn seed_disk_arguments(path: &Path) -> Vec<String> {
         .to_vec()
 }
 
-/// Until an emulated TPM listens.
+/// Time within which an emulated TPM must listen.
 const TPM_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What a machine is given.
+/// The hardware of a virtual machine, and its seed.
 #[derive(Debug, Clone, Default)]
 pub struct Hardware {
-    /// Files of the seed, over fw_cfg.
+    /// Files of the seed, passed over fw_cfg.
     pub seed: Vec<(String, Vec<u8>)>,
-    /// Memory, MiB, where it is not the usual.
+    /// Memory in MiB, if not [`MEMORY_MIB`].
     pub memory_mib: Option<u32>,
-    /// Without a network card.
+    /// The machine has no network card.
     pub no_network: bool,
-    /// Of the state partition, bytes, where it is not the usual.
+    /// Size of the state partition in bytes, if not [`STATE_BYTES`].
     pub state_bytes: Option<u64>,
-    /// With disk and network card of a kind that machines of metal have, and nothing of virtio.
+    /// Disk and network card are of kinds that physical machines have, without virtio.
     pub is_metal: bool,
-    /// It may start again by itself; else it ends then.
+    /// The machine may restart by itself; otherwise QEMU ends instead.
     pub restarts: bool,
-    /// With a TPM, whose state is in this folder.
+    /// The machine has a TPM, whose state is in this folder.
     pub tpm: Option<PathBuf>,
-    /// More of QEMU's arguments.
+    /// Further arguments for QEMU.
     pub more: Vec<String>,
 }
 
 /// Firmware for a machine that boots from its disk, in Debian's package `ovmf`: code that refuses
-/// what is not signed, and variables with a key whose private half everybody has.
+/// unsigned programs, and variables with a key whose private half is public.
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
 const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd";
-/// Without a key, firmware starts everything.
+/// Variables without a key: the firmware starts every program.
 const NO_KEYS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 const TEST_KEY: &str = "/usr/share/ovmf/PkKek-1-snakeoil.key";
 const TEST_CERTIFICATE: &str = "/usr/share/ovmf/PkKek-1-snakeoil.pem";
 const TEST_KEY_PASSPHRASE: &str = "pass:snakeoil";
-/// The folder that a machine's network serves, and the image in it.
+/// The folder that the virtual network serves over TFTP, and the image in it.
 const NETWORK: &str = "network";
 const NETWORK_IMAGE: &str = "casemate.efi";
 
-/// The image, signed so that the test firmware starts it.
+/// The image, signed with the key that the test firmware trusts.
 pub fn signed_image(folder: &Path) -> Result<Image> {
     signed(folder, make(USUAL_PROFILE, VERSION, &programs_folder()?)?)
 }
 
-/// An image of this version, signed, in which some programs are others: the name of one, and whose
-/// file stands in its place.
+/// A signed image of this version with changed programs: each pair names a program, and the program
+/// whose file takes its place.
 pub fn changed_image(folder: &Path, version: &str, changes: &[(&str, &str)]) -> Result<Image> {
     let from = programs_folder()?;
     let programs = folder.join(format!("programs-{version}"));
@@ -188,7 +188,7 @@ fn signed(folder: &Path, mut image: Image) -> Result<Image> {
     Ok(image)
 }
 
-/// Those of ours that are in an image.
+/// Our programs that are in an image.
 const PROGRAMS: &[&str] = &[
     "casemate-init",
     "casemate-launch",
@@ -198,18 +198,18 @@ const PROGRAMS: &[&str] = &[
     "casemate-worker",
 ];
 
-/// What a machine starts from.
+/// What starts a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum From {
-    /// QEMU loads the kernel.
+    /// QEMU loads the kernel directly.
     Emulator,
-    /// Firmware finds an image on the disk.
+    /// The firmware finds an image on the disk.
     Disk,
-    /// Firmware asks the network for one (PXE).
+    /// The firmware loads an image over the network (PXE).
     Network,
 }
 
-/// See the module. Dropping it is a power cut.
+/// A virtual machine. Dropping it is a power cut.
 #[derive(Debug)]
 pub struct Machine {
     folder: PathBuf,
@@ -217,12 +217,12 @@ pub struct Machine {
     tpm: Option<Running>,
     starts: u32,
     from: From,
-    /// Where callers reach its gateway.
+    /// Where callers reach the machine's gateway.
     pub gateway: SocketAddr,
 }
 
-/// Starts a TPM; QEMU's arguments for it. What it keeps it writes at once, so ending it is a power
-/// cut as well.
+/// Starts a TPM; returns QEMU's arguments for it. The TPM writes its state at once, so that ending
+/// it is a power cut as well.
 fn start_tpm(folder: &Path) -> Result<(Running, [String; 6])> {
     std::fs::create_dir_all(folder)?;
     let socket = folder.join("control");
@@ -257,7 +257,7 @@ impl Machine {
         Self::start_image(folder, image()?, hardware)
     }
 
-    /// The same with another image.
+    /// Like [`Self::start`], with another image.
     pub fn start_image(folder: &Path, image: &Image, hardware: &Hardware) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
         std::fs::write(folder.join("kernel"), &image.kernel)?;
@@ -269,8 +269,8 @@ impl Machine {
         Self::with_disk(folder, From::Emulator, hardware)
     }
 
-    /// Boots a machine through its firmware, which starts only what is signed, from a disk with
-    /// this image on it.
+    /// Boots a machine from a disk with this image, through firmware that starts only signed
+    /// programs.
     pub fn start_from_disk(folder: &Path, image: &Image, hardware: &Hardware) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
         let path = uki_path(&image.version);
@@ -281,7 +281,8 @@ impl Machine {
         Self::with_disk(folder, From::Disk, hardware)
     }
 
-    /// The same with an empty disk: the image comes over the network.
+    /// Like [`Self::start_from_disk`], with an empty disk: the firmware loads the image over the
+    /// network.
     pub fn start_from_network(folder: &Path, image: &Image, hardware: &Hardware) -> Result<Self> {
         let served = folder.join(NETWORK);
         std::fs::create_dir_all(&served)?;
@@ -293,7 +294,7 @@ impl Machine {
     }
 
     fn with_disk(folder: &Path, from: From, hardware: &Hardware) -> Result<Self> {
-        // Free now; whoever takes it in the meantime is noticed by QEMU.
+        // The port is free now; if another program takes it in the meantime, QEMU fails.
         let gateway = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let mut machine = Self {
             folder: folder.to_owned(),
@@ -307,7 +308,7 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Changes what the firmware starts from.
+    /// Edits the partition from which the firmware starts.
     pub fn edit_boot_partition(
         &mut self,
         change: impl FnOnce(&fatfs::Dir<'_, &mut Cursor<Vec<u8>>>) -> Result<()>,
@@ -326,8 +327,8 @@ impl Machine {
         Ok(disk.write_all_at(partition.get_ref(), BOOT_START)?)
     }
 
-    /// Turns Secure Boot off or on in the firmware's settings, as somebody does who sits at the
-    /// machine.
+    /// Turns Secure Boot on or off in the firmware's settings, as a person at the machine's
+    /// keyboard can.
     pub fn set_secure_boot(&mut self, on: bool) -> Result<()> {
         self.cut_power()?;
         let from = if on { VARIABLES } else { NO_KEYS };
@@ -335,7 +336,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Boots it with the disk that it has.
+    /// Boots the machine with its present disk.
     pub fn boot(&mut self, hardware: &Hardware) -> Result<()> {
         self.cut_power()?;
         let mut command = Command::new("qemu-system-x86_64");
@@ -369,9 +370,9 @@ impl Machine {
         }
         let smm = if self.has_firmware() { "on" } else { "off" };
         command.arg("-machine").arg(format!("q35,smm={smm}"));
-        // QEMU's emulation of a second processor does not come through a warm start; and of the
-        // machines that firmware starts, whose system management mode wants all processors at once,
-        // one did not come up.
+        // One processor only: under QEMU's emulation, a second processor does not survive a warm
+        // restart, and a machine with firmware, whose system management mode needs all processors
+        // at once, once failed to start.
         let is_single = hardware.restarts || self.has_firmware();
         command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]);
         command.args(["-smp", if is_single { "1" } else { "2" }]);
@@ -379,7 +380,7 @@ impl Machine {
         command.arg("-m").arg(memory.to_string());
     }
 
-    /// What starts: firmware that finds the image, or the kernel itself.
+    /// Adds the boot source: firmware that finds the image, or the kernel itself.
     fn add_boot(&self, command: &mut Command) -> Result<()> {
         if self.has_firmware() {
             let variables = self.folder.join("variables").display().to_string();
@@ -399,7 +400,7 @@ impl Machine {
         Ok(())
     }
 
-    /// The disk, and the network card.
+    /// Adds the disk and the network card.
     fn add_devices(&self, command: &mut Command, hardware: &Hardware) {
         let (disk_device, card) = if hardware.is_metal {
             ("nvme,serial=1,drive=state", "e1000e,netdev=net")
@@ -442,13 +443,13 @@ impl Machine {
         self.folder.join(format!("console-{}", self.starts))
     }
 
-    /// Everything that this boot has said.
+    /// The console output of this boot.
     pub fn said(&self) -> String {
         let bytes = std::fs::read(self.console()).unwrap_or_default();
         String::from_utf8_lossy(&bytes).replace('\r', "")
     }
 
-    /// The last lines of that: what a failed test has room for.
+    /// The last lines of the console output, for the message of a failed test.
     pub fn said_last(&self) -> String {
         const LINES: usize = 30;
         let said = self.said();
@@ -456,18 +457,21 @@ impl Machine {
         lines[lines.len().saturating_sub(LINES)..].join("\n")
     }
 
-    /// Waits until the console says something.
+    /// Waits until the console shows this text.
     pub fn wait_for(&mut self, text: &str) -> Result<()> {
         self.wait_for_within(text, CONSOLE_TIMEOUT)
     }
 
-    /// Waits for something that takes several starts of the machine.
+    /// Like [`Self::wait_for`], for texts that appear only after several starts of the machine.
     pub fn wait_for_within(&mut self, text: &str, time: Duration) -> Result<()> {
-        let running = self.running.as_mut().context("the machine runs")?;
+        let running = self
+            .running
+            .as_mut()
+            .context("the machine is not running")?;
         running.wait_for_log(text, time)
     }
 
-    /// Ends it as a power cut does.
+    /// Ends the machine like a power cut.
     pub fn cut_power(&mut self) -> Result<()> {
         if let Some(mut running) = self.running.take() {
             running.kill()?;
@@ -478,7 +482,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Its process id here.
+    /// The process id of QEMU.
     pub fn pid(&self) -> Option<u32> {
         self.running.as_ref().map(Running::pid)
     }

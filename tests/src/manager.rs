@@ -1,4 +1,5 @@
-//! A service manager that keeps descriptors over a restart, as far as `casemate-launch` can tell it from systemd.
+//! A service manager that keeps descriptors over a restart. `casemate-launch` cannot distinguish it
+//! from systemd.
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
@@ -11,12 +12,12 @@ use anyhow::{Context as _, Result};
 use rustix::io::FdFlags;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-/// Numbers from here on are no numbers that a process is passed descriptors at.
+/// Descriptor numbers from here on are out of the way of those that a started process receives.
 const AWAY: i32 = 200;
 /// Longest message, bytes.
 const MAX_MESSAGE_BYTES: usize = 1024;
 
-/// See the module.
+/// The stand-in for systemd, with its notification socket.
 #[derive(Debug)]
 pub struct Manager {
     socket: UnixDatagram,
@@ -25,7 +26,7 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// With its socket in a folder.
+    /// A manager whose socket is in `folder`.
     pub fn new(folder: &Path) -> Result<Self> {
         let path = folder.join("notify");
         let socket = UnixDatagram::bind(&path).context("the manager's socket")?;
@@ -36,8 +37,9 @@ impl Manager {
         })
     }
 
-    /// The same process, but started by this manager: it can store descriptors, and gets those that were stored. They start
-    /// at number 3, and the environment names the process, which a shell knows before it becomes the program.
+    /// The same command, started by this manager: the process can store descriptors, and receives
+    /// those that are stored. They start at number 3. The environment has to name the process's id,
+    /// which a shell knows before it executes the program.
     pub fn wrap(&mut self, command: &Command) -> Result<Command> {
         self.listen()?;
         let mut moves = String::new();
@@ -56,7 +58,7 @@ impl Manager {
         Ok(shell)
     }
 
-    /// Takes what has been said so far.
+    /// Receives the notifications that have been sent so far.
     fn listen(&mut self) -> Result<()> {
         let mut bytes = [0; MAX_MESSAGE_BYTES];
         loop {

@@ -1,4 +1,5 @@
-//! A node: `casemate-launch` with everything that it starts, and its state in a folder of the test.
+//! A node: `casemate-launch` with all programs that it starts, and its state in a folder of the
+//! test.
 
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -15,16 +16,16 @@ use serde_json::Value;
 use crate::manager::Manager;
 use crate::programs::{Running, about_to_run, program, wait_until};
 
-/// Until it listens: V8 starts slowly in a debug build on a busy machine.
+/// Time within which the node must listen: V8 starts slowly in a debug build on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
-/// User ids that one node has to itself.
+/// Number of user ids that belong to one node.
 const UIDS: u32 = 5096;
-/// Where a test's user ids begin; a node that was installed has other ones.
+/// The first user id of the tests' nodes; an installed node has others.
 const FIRST_UID: u32 = 2_000_000;
-/// Number of a vault's user among a node's.
+/// Offset of the vault's user id among the node's.
 const VAULT_UID: u32 = 2;
 
-/// A node that may be killed and started again.
+/// A node that a test can kill and start again.
 #[derive(Debug)]
 pub struct Node {
     folder: PathBuf,
@@ -32,29 +33,29 @@ pub struct Node {
     user: Option<u32>,
     running: Option<Running>,
     manager: Option<Manager>,
-    /// Where callers reach its gateway.
+    /// Where callers reach the node's gateway.
     pub gateway: SocketAddr,
 }
 
-/// What a node's configuration says beyond the defaults.
+/// Settings that differ from the defaults of a node's configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
-    /// Names that its vault knows: host and loopback address.
+    /// Names that the vault resolves: host and loopback address.
     pub hosts: Vec<String>,
-    /// Layers that must be in force.
+    /// Sandbox layers that must be in force.
     pub require: Vec<String>,
-    /// Run as this user, without any privilege; else as who runs the test.
+    /// The user that the node runs as, without any privilege; by default the user of the test.
     pub user: Option<u32>,
-    /// Its workers.
+    /// Limits on the number of workers.
     pub workers: Workers,
 }
 
-/// How many workers a node has.
+/// Limits on the number of workers.
 #[derive(Debug, Clone, Copy)]
 pub struct Workers {
-    /// That wait for a function.
+    /// Spare workers, which wait for a function.
     pub spares: u32,
-    /// In all.
+    /// Most workers in all.
     pub max: u32,
 }
 
@@ -65,14 +66,15 @@ impl Default for Workers {
 }
 
 impl Node {
-    /// Writes its configuration and starts it with a join token.
+    /// Writes the node's configuration and starts the node with a join token.
     pub fn start(folder: &Path, token: &str, settings: &Settings) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
         let uid_base = FIRST_UID + std::process::id() % 100_000 * UIDS;
         let token_file = folder.join("join-token");
         std::fs::write(&token_file, token)?;
         std::fs::set_permissions(&token_file, std::fs::Permissions::from_mode(0o400))?;
-        // Who opens the token: the vault's user, or the one that everything runs as.
+        // The token belongs to the user that opens it: the vault's user, or the one that the whole
+        // node runs as.
         match settings.user {
             Some(user) => {
                 chown(&token_file, Some(user), Some(user))?;
@@ -107,7 +109,7 @@ impl Node {
         };
         node.write_config(&require, settings.workers)?;
         node.restart()?;
-        // The port stays the same from now on.
+        // Later starts use the port that the first start was given.
         node.write_config(&require, settings.workers)?;
         Ok(node)
     }
@@ -121,7 +123,7 @@ impl Node {
         Ok(std::fs::write(self.folder.join("node.toml"), text)?)
     }
 
-    /// Starts it and waits until its gateway listens.
+    /// Starts the node and waits until its gateway listens.
     pub fn restart(&mut self) -> Result<()> {
         let state = self.folder.join("state");
         let mut command = Command::new(program("casemate-launch")?);
@@ -142,7 +144,7 @@ impl Node {
             command.uid(user).gid(user);
         }
         about_to_run(&command);
-        // A socket of an earlier run would answer for nobody.
+        // A socket of an earlier run would accept no connection.
         let _removed = std::fs::remove_file(self.admin_socket());
         if let Some(manager) = &mut self.manager {
             command = manager.wrap(&command)?;
@@ -157,14 +159,18 @@ impl Node {
             };
             Ok(status["listening"][0].as_str().map(ToOwned::to_owned))
         });
-        let listening = listening
-            .with_context(|| format!("the node does not listen; it said:\n{}", running.log()))?;
+        let listening = listening.with_context(|| {
+            format!(
+                "the node does not listen in time; its log:\n{}",
+                running.log()
+            )
+        })?;
         self.gateway = listening.parse()?;
         self.running = Some(running);
         Ok(())
     }
 
-    /// Has a service manager start it from the next time on. Not of a node with a user of its own.
+    /// Later starts have a service manager. Not for a node with a user of its own.
     pub fn manage(&mut self) -> Result<()> {
         self.manager = Some(Manager::new(&self.folder)?);
         Ok(())
@@ -174,8 +180,8 @@ impl Node {
         self.folder.join("machine/machine.json")
     }
 
-    /// Says what init would say of the machine, in place of what was said before. From its next start on it is a node that
-    /// boots images.
+    /// Writes the machine's state as init would write it, in place of the earlier state. From its
+    /// next start on the node is one that boots images.
     pub fn say_of_machine(&self, said: &Value) -> Result<()> {
         let (file, new) = (self.machine_file(), self.folder.join("machine/new"));
         let open = |path: &Path, mode| {
@@ -189,7 +195,7 @@ impl Node {
         Ok(std::fs::rename(new, file)?)
     }
 
-    /// Ends launch by SIGKILL, and with it everything of the node.
+    /// Kills launch with SIGKILL, and thereby all programs of the node.
     pub fn kill(&mut self) -> Result<()> {
         if let Some(mut running) = self.running.take() {
             running.kill()?;
@@ -197,16 +203,19 @@ impl Node {
         Ok(())
     }
 
-    /// Ends it the orderly way.
+    /// Ends the node with SIGTERM.
     pub fn stop(&mut self) -> Result<std::process::ExitStatus> {
-        self.running.take().context("the node runs")?.stop()
+        self.running
+            .take()
+            .context("the node is not running")?
+            .stop()
     }
 
-    /// How it has ended by itself, once it has.
+    /// The exit status, if the node has ended by itself.
     pub fn ended(&mut self) -> Result<Option<std::process::ExitStatus>> {
         self.running
             .as_mut()
-            .context("the node was started")?
+            .context("the node is not running")?
             .ended()
     }
 
@@ -214,7 +223,7 @@ impl Node {
         self.folder.join("state/node/admin.sock")
     }
 
-    /// What its admin socket says.
+    /// The node's status, from its admin socket.
     pub fn status(&self) -> Result<Value> {
         let mut socket = UnixStream::connect(self.admin_socket())?;
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -223,7 +232,7 @@ impl Node {
         Ok(serde_json::from_str(&text)?)
     }
 
-    /// Waits until its status is as wanted.
+    /// Waits until `is_wanted` accepts the node's status.
     pub fn wait_for(
         &self,
         what: &str,
@@ -242,17 +251,17 @@ impl Node {
         })
     }
 
-    /// Process id of its launcher, which is the parent of all.
+    /// Process id of launch, the parent of all the node's processes.
     pub fn pid(&self) -> Option<u32> {
         self.running.as_ref().map(Running::pid)
     }
 
-    /// Everything that it has said.
+    /// The node's log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
-    /// Where everything of it is.
+    /// The folder of the node's configuration and state.
     pub fn folder(&self) -> &Path {
         &self.folder
     }

@@ -1,4 +1,5 @@
-//! The real programs as child processes: found, started, logged, ended.
+//! The real programs as child processes: where they are, and how they are started, logged and
+//! ended.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,20 +11,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use parking_lot::Mutex;
 
-/// Until a program that was asked to end is killed.
+/// Time from SIGTERM until a program is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-/// Between two looks at something that is awaited.
+/// Pause between two polls of an awaited condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Who is told of each command that a person would type.
+/// The receiver of each command that a person would type.
 static LISTENER: OnceLock<fn(&str)> = OnceLock::new();
-/// The folder that the last of these commands ran in.
+/// The folder in which the last reported command ran.
 static FOLDER: Mutex<Option<PathBuf>> = Mutex::new(None);
 
-/// Programs that are taken from another folder than this one's: those of an earlier build.
+/// Programs that are taken from the folder of an earlier build.
 static ELSEWHERE: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
 
-/// From now on these programs are taken from `folder`, or from this program's own.
+/// From now on, these programs are taken from `folder`; without a folder, from this program's own.
 pub fn take_from(folder: Option<&Path>, names: &[&str]) {
     let mut elsewhere = ELSEWHERE.lock();
     for name in names {
@@ -34,14 +35,14 @@ pub fn take_from(folder: Option<&Path>, names: &[&str]) {
     }
 }
 
-/// From now on `listener` is told of each command that a person would type, as a shell takes it.
+/// From now on, `listener` receives each command that a person would type, in a shell's syntax.
 pub fn tell_commands(listener: fn(&str)) {
-    // A second listener would hear half.
+    // A second listener is ignored: each listener would receive only half of the commands.
     let _first = LISTENER.set(listener);
 }
 
-/// Tells the listener of a command that is about to run, and of its folder where that is another
-/// than before.
+/// Reports a command to the listener before it runs, with a change of folder if the folder differs
+/// from the last one.
 pub fn about_to_run(command: &Command) {
     let Some(listener) = LISTENER.get() else {
         return;
@@ -61,7 +62,7 @@ pub fn about_to_run(command: &Command) {
     listener(&words.join(" "));
 }
 
-/// A word as a shell takes it.
+/// A word in a shell's syntax, quoted if necessary.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -70,7 +71,8 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// Path of one of our programs, built into the same folder as this one unless [`take_from`] has said otherwise.
+/// Path of one of our programs, in this program's own folder unless [`take_from`] has chosen
+/// another.
 pub fn program(name: &str) -> Result<PathBuf> {
     let elsewhere = ELSEWHERE.lock();
     let folder = match elsewhere.get(name) {
@@ -88,7 +90,7 @@ pub fn program(name: &str) -> Result<PathBuf> {
 pub fn programs_folder() -> Result<PathBuf> {
     let this = std::env::current_exe().context("finding this program")?;
     let folder = this.parent().context("a program lies in a folder")?;
-    // A test lies in `deps/`, beside which the programs are.
+    // A test program lies in `deps/`, whose parent folder holds the programs.
     let folder = if folder.ends_with("deps") {
         folder.parent().context("deps/ lies in a folder")?
     } else {
@@ -97,7 +99,7 @@ pub fn programs_folder() -> Result<PathBuf> {
     Ok(folder.to_owned())
 }
 
-/// A child process of ours; dropping it ends it.
+/// A child process; dropping it ends it.
 #[derive(Debug)]
 pub struct Running {
     name: String,
@@ -106,7 +108,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts `command` with its output in `log` (appended to).
+    /// Starts `command`; its output is appended to the file `log`.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Self> {
         let file = File::options()
             .create(true)
@@ -132,14 +134,14 @@ impl Running {
         self.child.id()
     }
 
-    /// Everything that it has said.
+    /// The output so far.
     pub fn log(&self) -> String {
         std::fs::read(&self.log)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
     }
 
-    /// Ends it the orderly way (SIGTERM), by force after a while.
+    /// Ends the process with SIGTERM, and with SIGKILL after [`STOP_TIMEOUT`].
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.signal(rustix::process::Signal::TERM);
         let end = Instant::now() + STOP_TIMEOUT;
@@ -152,13 +154,13 @@ impl Running {
         self.kill()
     }
 
-    /// Ends it by SIGKILL.
+    /// Kills the process with SIGKILL.
     pub fn kill(&mut self) -> Result<ExitStatus> {
         self.signal(rustix::process::Signal::KILL);
         Ok(self.child.wait()?)
     }
 
-    /// The status when it has ended by itself.
+    /// The exit status, if the process has ended by itself.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
@@ -168,18 +170,17 @@ impl Running {
             self.child.try_wait(),
             rustix::process::Pid::from_raw(self.child.id() as i32),
         ) {
-            // It may have ended between the look and the signal; the pid is not reused before
-            // `wait`.
+            // The process may have ended since the check; its id is not reused before `wait`.
             let _gone = rustix::process::kill_process(pid, signal);
         }
     }
 
-    /// Waits until its log holds `text`, or it ends.
+    /// Waits until the log contains `text`, or the process ends.
     pub fn wait_for_log(&mut self, text: &str, within: Duration) -> Result<()> {
         let found = wait_until(within, || {
             if let Some(status) = self.child.try_wait()? {
                 bail!(
-                    "{} ended with {status} instead of saying {text:?}:\n{}",
+                    "{} ended with {status} before its log contained {text:?}:\n{}",
                     self.name,
                     self.log()
                 );
@@ -188,7 +189,7 @@ impl Running {
         });
         found.with_context(|| {
             format!(
-                "{} did not say {text:?}; it said:\n{}",
+                "the log of {} does not contain {text:?} in time:\n{}",
                 self.name,
                 self.log()
             )
@@ -199,13 +200,13 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Ok(None) = self.child.try_wait() {
-            // Nobody is left to tell.
+            // An error cannot be reported from a destructor.
             let _ended = self.stop();
         }
     }
 }
 
-/// Asks `probe` until it answers, at most so long.
+/// Polls `probe` until it returns a value, for at most `within`.
 pub fn wait_until<T>(within: Duration, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let end = Instant::now() + within;
     loop {
@@ -213,7 +214,10 @@ pub fn wait_until<T>(within: Duration, mut probe: impl FnMut() -> Result<Option<
             return Ok(found);
         }
         if Instant::now() >= end {
-            bail!("waited {} s in vain", within.as_secs());
+            bail!(
+                "the awaited condition did not hold within {} s",
+                within.as_secs()
+            );
         }
         std::thread::sleep(POLL_INTERVAL);
     }

@@ -1,4 +1,5 @@
-//! An upstream over TLS that answers 401 without the right key, and remembers what it was sent.
+//! An upstream over TLS that answers 401 without the right key, and records the requests that it
+//! receives.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -17,10 +18,10 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-/// Largest request body that it reads, bytes: tests send up to 10 MB.
+/// Largest request body that the upstream reads, bytes: tests send up to 10 MB.
 const MAX_BODY_BYTES: usize = 32 << 20;
 
-/// One request as the upstream saw it.
+/// One request as the upstream received it.
 #[derive(Debug, Clone)]
 pub struct Seen {
     /// Method.
@@ -43,33 +44,33 @@ impl Seen {
     }
 }
 
-/// A running upstream; it ends with the runtime.
+/// A running upstream, which ends with the runtime.
 #[derive(Debug)]
 pub struct Upstream {
-    /// Where it listens.
+    /// The address on which the upstream listens.
     pub address: SocketAddr,
-    /// PEM of the certificate authority that signed its certificate.
+    /// The upstream's certificate authority, PEM.
     pub ca_pem: String,
     seen: Arc<Seens>,
 }
 
-/// What it was sent, if it remembers.
+/// The recorded requests, unless the upstream keeps none.
 #[derive(Debug, Default)]
 struct Seens {
     forgets: bool,
     list: Mutex<Vec<Seen>>,
-    /// The text that it stores.
+    /// The stored text of `/note`.
     note: Mutex<Bytes>,
 }
 
 impl Upstream {
-    /// Its certificate authority is made anew each time.
+    /// Starts an upstream, with a new certificate authority.
     ///
     /// Listens on a loopback port under a certificate for `host` (and `localhost`, `127.0.0.1`).
     /// Accepts `Bearer KEY` only.
     ///
     /// - `/echo` answers with the request's headers and body, in clear, `/stream` with the body as
-    ///   it comes, in its content encoding;
+    ///   it arrives, in its content encoding;
     /// - `/note` stores the body of a POST, answers with it and with the `Origin`, and returns it
     ///   to a GET with or without the key;
     /// - `/redirect?to=URL` answers 302 to that URL, `/leak` puts the key into a header and a
@@ -79,7 +80,7 @@ impl Upstream {
         Self::start_with(host, key, Seens::default()).await
     }
 
-    /// The same, and it remembers nothing: for millions of requests.
+    /// Like [`Self::start`], without a record of requests: for millions of them.
     pub async fn start_forgetful(host: &str, key: &str) -> Result<Self> {
         let seen = Seens {
             forgets: true,
@@ -124,7 +125,7 @@ impl Upstream {
         Ok(upstream)
     }
 
-    /// What it was sent, oldest first.
+    /// The recorded requests, oldest first.
     pub fn seen(&self) -> Vec<Seen> {
         self.seen.list.lock().clone()
     }
@@ -144,7 +145,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, seen: Arc<Seens>, key: 
                 async move { Ok::<_, Infallible>(answer(request, &seen, &key).await) }
             });
             let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-            // A client that leaves in the middle is the client's affair.
+            // A client that closes its connection early is no fault of the upstream.
             let _ended = server.serve_connection(TokioIo::new(stream), service).await;
         });
     }
@@ -232,7 +233,7 @@ fn echo(record: &Seen) -> Response<Body> {
     respond(StatusCode::OK, "text/plain", text.into())
 }
 
-/// A redirection to where the query asks.
+/// A redirection to the address in the query.
 fn redirect(query: Option<&str>) -> Response<Body> {
     let to = query
         .and_then(|query| query.strip_prefix("to="))

@@ -4,7 +4,7 @@
 //! `node/worker/tests/attacker.rs` shows that each of the attacker's ways finds a leak where there
 //! is one.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // The functions beside the tests are tests too.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // Helper functions count as code outside of tests.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use casemate_tests::{ATTACKER, caller};
 use serde_json::{Value, json};
 use tokio::task::block_in_place;
 
-/// Secrets of 16, 24 and 64 bytes; all begin as people know it.
+/// Secrets of 16, 24 and 64 bytes; all begin with the prefix that the attacker knows.
 const SECRETS: [&str; 3] = [
     "sk_live_5e9a07c3",
     "sk_live_b81f64d20e97ac35",
@@ -23,10 +23,10 @@ const SECRETS: [&str; 3] = [
 ];
 const BEGINNING: &str = "sk_live_";
 const ALPHABET: &str = "0123456789abcdef";
-/// Letters after what is known that the attacker is to find.
+/// Number of unknown letters that the attacker has to find.
 const LETTERS: usize = 3;
 
-/// Ways whose observations depend on nothing but the vault, and the upstream's path.
+/// Ways whose observations depend on the vault alone, and the path of the upstream for each.
 const CERTAIN: [(&str, &str); 4] = [
     ("body", "/v1/note"),
     ("many", "/v1/note"),
@@ -50,7 +50,7 @@ fn config(upstream: &Upstream) -> String {
     )
 }
 
-/// Deploys an attacker with this secret; its host.
+/// Deploys an attacker with this secret; returns its host.
 fn deploy(fleet: &Fleet, upstream: &Upstream, secret: &str) -> String {
     let name = format!("attacker{}", secret.len());
     let project = fleet
@@ -62,7 +62,7 @@ fn deploy(fleet: &Fleet, upstream: &Upstream, secret: &str) -> String {
     format!("{name}.apps.demo.test")
 }
 
-/// An attacker with its secret and its upstream.
+/// A deployed attacker with its secret and its upstream.
 struct Attacker {
     host: String,
     upstream: Upstream,
@@ -80,7 +80,7 @@ impl Attacker {
         }
     }
 
-    /// Has the attacker look for the letters after what is known.
+    /// Has the attacker search for the `letters` that follow the known ones.
     async fn ask(
         &self,
         fleet: &Fleet,
@@ -97,7 +97,7 @@ impl Attacker {
         answer.await.unwrap()
     }
 
-    /// What it has recovered, and with how many calls.
+    /// The letters that the attacker has recovered, and the number of its calls.
     async fn attack(&self, fleet: &Fleet, way: (&str, &str), known: &str) -> (String, u64) {
         let answer = self.ask(fleet, way, known, LETTERS).await;
         assert_eq!(answer.status, 200, "{way:?}: {}", answer.text());
@@ -113,8 +113,8 @@ impl Attacker {
 
     async fn recovers_nothing(&self, fleet: &Fleet) {
         let secret = self.secret;
-        // With all but a letter known a guess would be a complete match, which shows that it is
-        // right.
+        // With all but one letter known, a guess would be a complete match, which is a proof of the
+        // letter.
         for known in [BEGINNING, &secret[..secret.len() - LETTERS - 1]] {
             let began = Instant::now();
             let mut calls = 0;
@@ -138,15 +138,15 @@ impl Attacker {
         }
     }
 
-    /// Tries every last letter at once: the right one is seen, twice.
+    /// Tries every possible last letter in one call: the right letter becomes visible, twice.
     async fn guesses_the_last_letter(&self, fleet: &Fleet) {
         let known = &self.secret[..self.secret.len() - 1];
         for _ in 0..2 {
             let answer = self.ask(fleet, CERTAIN[1], known, 1).await;
             assert!(answer.text().contains(self.secret), "{}", answer.text());
         }
-        // The third match ends the call before its answer begins, or in the middle; from then on
-        // there is none.
+        // The third match aborts the call, before its answer begins or in the middle; all later
+        // calls are refused.
         let answer = self.ask(fleet, CERTAIN[1], known, 1).await;
         assert!(answer.status.is_server_error(), "{}", answer.text());
         let answer = self.ask(fleet, CERTAIN[1], known, 1).await;
@@ -158,7 +158,7 @@ impl Attacker {
 async fn an_attacker_recovers_no_letter_of_its_own_secret() {
     let fleet = block_in_place(Fleet::start).unwrap();
     let first = Attacker::deploy(&fleet, SECRETS[0]).await;
-    // None of the guesses counts as a match: the credential is not stopped by them.
+    // None of the guesses counts as a match, so the vault does not stop the credential.
     first.recovers_nothing(&fleet).await;
     first.guesses_the_last_letter(&fleet).await;
     for secret in &SECRETS[1..] {
@@ -166,7 +166,7 @@ async fn an_attacker_recovers_no_letter_of_its_own_secret() {
         attacker.recovers_nothing(&fleet).await;
     }
 
-    // The owner reads which credential has stopped.
+    // The tenant's status names the stopped credential.
     let end = Instant::now() + SOON;
     let stopped = loop {
         let status = block_in_place(|| fleet.tenant.json(&fleet.folder, &["status"])).unwrap();

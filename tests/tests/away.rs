@@ -1,4 +1,4 @@
-//! A node whose control plane is away, and a token that is no good.
+//! A node without a reachable control plane, and a node with an expired join token.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -76,13 +76,13 @@ async fn a_node_comes_up_without_its_control_plane_and_says_so() {
         }
     }
     let answer = caller::get(node.gateway, "nobody.test", "/").await.unwrap();
-    // A node without plans does not know that nobody has the host.
+    // A node that has received no releases cannot know that no function has this host.
     assert_eq!(answer.status, 503);
     assert!(answer.text().contains("unavailable"), "{}", answer.text());
     assert!(node.stop().unwrap().success());
 }
 
-/// Of Debian's `nobody`.
+/// User id of Debian's `nobody`.
 const NOBODY: u32 = 65_534;
 
 fn nobody_may_have_user_namespaces() -> bool {
@@ -98,14 +98,14 @@ fn nobody_may_have_user_namespaces() -> bool {
 #[test]
 fn a_node_runs_without_any_privilege_where_user_namespaces_are_allowed() {
     if !rustix::process::geteuid().is_root() {
-        // Whoever runs the test has no privilege, so the other test is this one.
+        // The user of the test has no privilege, so the other test covers this case.
         return;
     }
     let folder = folder();
     let namespaces: &[&str] = if nobody_may_have_user_namespaces() {
         &["user", "pid", "network", "mount"]
     } else {
-        println!("skipped: namespaces, for this machine gives no user namespace to nobody");
+        println!("namespaces skipped: this machine gives the user nobody no user namespace");
         &[]
     };
     let require = ["seccomp", "no_new_privs"].iter().chain(namespaces);
@@ -118,7 +118,7 @@ fn a_node_runs_without_any_privilege_where_user_namespaces_are_allowed() {
     };
     let node = Node::start(folder.path(), &token(4_000_000_000), &settings).unwrap();
     let spare = |status: &serde_json::Value| status["state"]["workers"]["spare"] == 1;
-    node.wait_for("a spare worker in its walls", SOON, spare)
+    node.wait_for("a sandboxed spare worker", SOON, spare)
         .unwrap();
 }
 

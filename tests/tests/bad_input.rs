@@ -1,5 +1,5 @@
-//! What bad input gets, with the real programs: a clear error that names what, where and what would
-//! be right.
+//! Bad input with the real programs: each input gets a clear error that names the mistake, its
+//! place, and the expected form.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -14,7 +14,7 @@ use tokio::task::block_in_place;
 const HELLO: &str = "export default { fetch() { return new Response('hello'); } };\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mistakes_are_told_and_nothing_is_lost() {
+async fn mistakes_are_reported_and_nothing_is_lost() {
     let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await.unwrap();
     let fleet = block_in_place(Fleet::start).unwrap();
     drop(upstream);
@@ -29,12 +29,12 @@ fn mistakes(fleet: &Fleet) {
     two_deploys_at_once(fleet, &good);
     a_token_used_twice(fleet);
     a_port_in_use_and_a_locked_store(fleet);
-    // And the good one still stands.
+    // The good version is still served afterwards.
     let status = fleet.tenant.json(&good, &["status"]).unwrap();
     assert!(status.to_string().contains("good"), "{status}");
 }
 
-/// Deploys a project, which must be refused with this code and these words.
+/// Deploys a project, which must be refused with this exit code and these words.
 fn refused(fleet: &Fleet, project: &Path, code: i32, parts: &[&str]) {
     let ran = fleet.tenant.run_in(project, &["deploy"], b"").unwrap();
     assert_eq!(ran.code, code, "{}", ran.stderr);
@@ -45,12 +45,12 @@ fn refused(fleet: &Fleet, project: &Path, code: i32, parts: &[&str]) {
 }
 
 fn projects_with_mistakes(fleet: &Fleet) {
-    // casemate.toml: all mistakes at once, by line.
+    // casemate.toml: all mistakes are reported at once, with their lines.
     let wrong = fleet
         .small_project("wrong", "limit = 1\n[limits]\ncpu_time = 5\n", HELLO)
         .unwrap();
     refused(fleet, &wrong, 64, &["line 4", "line 6", "cpu_time"]);
-    // TypeScript: file, line, column.
+    // TypeScript: the error names file, line and column.
     let broken = fleet
         .small_project(
             "broken",
@@ -59,14 +59,14 @@ fn projects_with_mistakes(fleet: &Fleet) {
         )
         .unwrap();
     refused(fleet, &broken, 65, &["main.js:2:"]);
-    // A host that the tenant was not given.
+    // A host that does not belong to the tenant.
     let thief = fleet.small_project("thief", "", HELLO).unwrap();
     let config = std::fs::read_to_string(thief.join("casemate.toml"))
         .unwrap()
         .replace("thief.apps.demo.test", "bank.example");
     std::fs::write(thief.join("casemate.toml"), config).unwrap();
     refused(fleet, &thief, 64, &["bank.example"]);
-    // A bundle over its size.
+    // A bundle over the size limit.
     let big = format!(
         "export const data = '{}';\nexport default {{ fetch() {{ return new Response(data); }} }};\n",
         "x".repeat(11 << 20)
@@ -76,7 +76,7 @@ fn projects_with_mistakes(fleet: &Fleet) {
 }
 
 fn secrets_that_break_headers(fleet: &Fleet, good: &Path) {
-    // A secret that would break a header; its value is not repeated.
+    // A secret with a line break, which would break a header; the error does not repeat the value.
     for value in [&b"sec\rret-value"[..], b"sec\nret-value", b"sec\0ret-value"] {
         let ran = fleet
             .tenant
@@ -92,8 +92,7 @@ fn secrets_that_break_headers(fleet: &Fleet, good: &Path) {
 }
 
 fn two_deploys_at_once(fleet: &Fleet, good: &Path) {
-    // Both end well or one is told that it may be run again; the last word is
-    // one of the two.
+    // Each command succeeds or asks for a retry (75).
     let children: Vec<_> = (0..2)
         .map(|_| {
             fleet
@@ -117,7 +116,7 @@ fn two_deploys_at_once(fleet: &Fleet, good: &Path) {
 }
 
 fn a_token_used_twice(fleet: &Fleet) {
-    // The second node is not admitted, whoever it is.
+    // A second node must not get a token for the same name.
     let again = fleet
         .operator
         .run_in(&fleet.folder, &["node", "token", "edge-1"], b"")
@@ -196,7 +195,7 @@ fn a_node_whose_workers_lack_a_required_layer_does_not_serve() {
     let required = text.replacen("require = [", &format!("require = [\"{layer}\","), 1);
     assert_ne!(text, required);
     std::fs::write(&file, required).unwrap();
-    // The gateway may listen before the first worker has said what it has.
+    // The gateway may listen before the first worker has reported its layers.
     let said = match fleet.node.restart() {
         Err(error) => format!("{error:#}"),
         Ok(()) => {

@@ -1,4 +1,4 @@
-//! The tables of codes in the tenants' guide are those of the code.
+//! The tables of codes in the tenants' guide match the codes in the sources.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -9,7 +9,7 @@ use casemate_wire::control::Failure;
 
 const GUIDE: &str = "docs/tenants/README.md";
 
-/// What stands before and after a table that is written from the code.
+/// The marks before and after a table that is generated from the sources.
 fn marks(name: &str) -> (String, String) {
     (
         format!("<!-- {name}: written by tests/tests/codes.rs -->\n"),
@@ -17,7 +17,7 @@ fn marks(name: &str) -> (String, String) {
     )
 }
 
-/// What a function reads in `error.code`.
+/// The codes that a function reads in `error.code`.
 fn codes_of_calls() -> String {
     let mut table =
         "| code | kind | meaning | answer when your function does not catch it |\n|---|---|---|---|\n"
@@ -41,7 +41,7 @@ fn codes_of_calls() -> String {
     table
 }
 
-/// What a caller reads in `error.code`.
+/// The codes that a caller reads in `error.code`.
 fn codes_of_answers() -> String {
     let mut table = "| status | code | meaning |\n|---|---|---|\n".to_owned();
     for code in Code::ALL {

@@ -1,5 +1,5 @@
-//! Freshness with the real programs: a tenant demands it and renews it, and then nothing of the
-//! tenant arrives any more.
+//! Freshness with the real programs: a tenant demands it and renews it; then the node stops
+//! receiving the tenant's statements, and freshness runs out.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -26,7 +26,7 @@ export default {
 };
 "#;
 
-/// The shortest age, and time for a machine that is busy.
+/// The shortest age that may be demanded, and a margin for a busy machine.
 const STALE: Duration = Duration::from_secs(60 + 60);
 
 struct World {
@@ -66,7 +66,7 @@ impl World {
         answer.ok().map(|answer| answer.text().to_string())
     }
 
-    /// Calls out until that comes to this.
+    /// Calls the function until its outgoing call ends with `wanted`.
     async fn until(&self, wanted: &str, within: Duration) {
         let end = Instant::now() + within;
         loop {
@@ -89,7 +89,7 @@ impl World {
         .unwrap();
     }
 
-    /// Renews until this ends later than `before`; when that is.
+    /// Renews freshness until the new end is later than `before`; returns the new end.
     fn renew(&self, before: u64) -> u64 {
         let end = Instant::now() + SOON;
         loop {
@@ -117,7 +117,7 @@ async fn credentials_stop_when_renewals_do_not_arrive() {
     let renewed = world.renew(deployed);
     world.node_is_fresh_until(renewed);
 
-    // The control plane brings nothing more. Its lease holds for a day.
+    // The control plane sends nothing more. Its lease is still valid for a day.
     world.fleet.control.kill().unwrap();
     world.until("credential_stale", STALE).await;
     assert_eq!(world.get("/alive").await.as_deref(), Some("alive"));
@@ -125,7 +125,8 @@ async fn credentials_stop_when_renewals_do_not_arrive() {
     block_in_place(|| world.fleet.node.restart()).unwrap();
     world.until("credential_stale", SOON).await;
 
-    // It is back, and so is the tenant's statement, which a node keeps over a kill.
+    // The control plane is back and sends the tenant's freshness statement, which the node keeps
+    // across a kill.
     block_in_place(|| world.fleet.control.restart()).unwrap();
     let renewed = world.renew(renewed);
     world.until("sent", SOON).await;

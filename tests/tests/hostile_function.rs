@@ -1,4 +1,4 @@
-//! A tenant's function that wants its own secret in clear, with the real programs.
+//! A function that tries to read its own secret in clear, with the real programs.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -9,7 +9,7 @@ use casemate_tests::fleet::{Fleet, SOON, UPSTREAM_HOST, UPSTREAM_KEY};
 use casemate_tests::upstream::Upstream;
 use tokio::task::block_in_place;
 
-/// The function tries each way to the secret, and answers with all that it learned.
+/// The function tries each way to the secret, and answers with everything that it has learned.
 const HOSTILE: &str = r#"
 const outside = ["file:///etc/passwd", "../../etc/passwd"];
 const tries = {
@@ -56,7 +56,7 @@ export default {
 };
 "#;
 
-/// A word that the answer must hold for each try.
+/// For each attempt, text that the answer must contain.
 const OUTCOMES: &[(&str, &str)] = &[
     ("placement", "\"ok\\\":true"),
     ("connection", "\"ok\\\":true"),
@@ -96,7 +96,7 @@ async fn a_function_cannot_get_at_its_own_secret() {
     );
     let project = fleet.small_project("hostile", &config, HOSTILE).unwrap();
     std::fs::write(project.join("ca.pem"), &upstream.ca_pem).unwrap();
-    // Its upstream returns what it is sent, over and over.
+    // The upstream returns every request's content, so the secret permits reflection.
     let options = ["--reflection", "scrub"];
     block_in_place(|| fleet.put_secret_with(&project, &options)).unwrap();
     block_in_place(|| fleet.deploy(&project)).unwrap();
@@ -131,8 +131,8 @@ async fn a_function_cannot_get_at_its_own_secret() {
         );
         assert!(!text.contains(UPSTREAM_KEY), "{name}: {text}");
     }
-    // Whatever reached the upstream came with the vault's key, in its one place, and with nothing
-    // of the function's there.
+    // Every request that reached the upstream carries the vault's key in the declared header, and
+    // no value of the function's there.
     let seen = upstream.seen();
     assert!(!seen.is_empty());
     for seen in seen {

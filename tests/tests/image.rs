@@ -21,8 +21,7 @@ use casemate_tests::upstream::Upstream;
 use serde_json::Value;
 use tokio::task::block_in_place;
 
-/// Everything that can be run in an image: our programs, two tools for the state partition, and the
-/// libraries of these.
+/// All programs of an image: ours, two tools for the state partition, and their libraries.
 const EXECUTABLES: &[&str] = &[
     "init",
     "lib/x86_64-linux-gnu/libblkid.so.1",
@@ -46,7 +45,7 @@ const EXECUTABLES: &[&str] = &[
 /// Time until a machine has received an image and started it three times.
 const SEVERAL_STARTS: Duration = Duration::from_secs(900);
 
-/// Ports at which the machine can be reached: by callers, and by answers of DHCP.
+/// Ports through which callers and DHCP answers reach the machine.
 const OPEN_PORTS: &str = "tcp 80, udp 68";
 
 const CALLER: &str = r#"
@@ -77,7 +76,7 @@ fn deploy(fleet: &Fleet<Machine>, project: &Path) {
     block_in_place(|| fleet.tenant.ok(project, &args, b"")).unwrap();
 }
 
-/// Sends requests until the answer is as wanted.
+/// Sends requests until `is_wanted` accepts the answer.
 async fn until(machine: &Machine, path: &str, wanted: impl Fn(&Answer) -> bool) -> Answer {
     let end = Instant::now() + CONSOLE_TIMEOUT;
     loop {
@@ -99,7 +98,7 @@ async fn until(machine: &Machine, path: &str, wanted: impl Fn(&Answer) -> bool) 
 async fn a_machine_joins_serves_with_a_credential_and_survives_power_cuts() {
     let temporary = tempfile::tempdir().unwrap();
     let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await.unwrap();
-    // The token comes on a disk, everything else from the firmware.
+    // A disk provides the token; the firmware provides the rest of the seed.
     let disk = temporary.path().join("seed");
     let start = |folder: &Path, token: &str| {
         let (on_disk, seed) = seed(token)
@@ -148,14 +147,14 @@ async fn a_machine_joins_serves_with_a_credential_and_survives_power_cuts() {
     let again = Hardware::default();
     block_in_place(|| fleet.node.boot(&again)).unwrap();
     block_in_place(|| fleet.node.wait_for("starting the node")).unwrap();
-    // The node serves from its own store: the control plane is away.
+    // The node serves from its own store: the control plane is not running.
     fleet.control.kill().unwrap();
     let start = Instant::now();
     block_in_place(|| fleet.node.boot(&again)).unwrap();
     let answer = until(&fleet.node, "/version", |answer| answer.status == 200).await;
     assert_eq!(answer.text(), "2");
     measured("kernel loaded directly", start, &mut fleet.node);
-    // Credentials wait for the control plane, because no lease outlives a boot.
+    // Calls with credentials wait for the control plane, because no lease outlives a boot.
     fleet.control.restart().unwrap();
     until(&fleet.node, "/charges", |answer| answer.status == 200).await;
     fleet.node.cut_power().unwrap();
@@ -163,7 +162,7 @@ async fn a_machine_joins_serves_with_a_credential_and_survives_power_cuts() {
 }
 
 /// Run by `make test-image`. Power is cut while a deployment is written; the acknowledged version
-/// serves, with the control plane away.
+/// serves without the control plane.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by `make test-image`"]
 async fn power_cuts_while_it_writes_lose_nothing_that_was_acknowledged() {
@@ -273,7 +272,8 @@ async fn a_storage_key_opens_on_its_machine_alone() {
     measured("through firmware with Secure Boot and TPM", start, node);
     until(node, "/charges", |answer| answer.status == 200).await;
 
-    // With another TPM, or this one cleared, nothing is served, and the page says why.
+    // With another TPM, or with its own TPM cleared, the machine serves nothing, and the console
+    // says why.
     block_in_place(|| node.boot(&with_tpm("other"))).unwrap();
     block_in_place(|| node.wait_for("sealed by another TPM, or this one was cleared")).unwrap();
     assert!(node.said().contains("sealed; nothing is served"));
@@ -284,7 +284,7 @@ async fn a_storage_key_opens_on_its_machine_alone() {
     block_in_place(|| node.boot(&with_tpm("other"))).unwrap();
     until(node, "/version", |answer| answer.status == 200).await;
 
-    // Without a TPM, the key that was sealed is not replaced by one in clear.
+    // Without a TPM, the machine does not replace the sealed key by one in clear.
     block_in_place(|| node.boot(&Hardware::default())).unwrap();
     block_in_place(|| node.wait_for("this machine has no TPM, and the key was sealed to one"))
         .unwrap();
@@ -340,7 +340,7 @@ fn what_was_changed_is_named_and_opens_nothing() {
 }
 
 /// Run by `make test-image`. Firmware with Secure Boot loads the image over the network, as a file
-/// (PXE); the disk has the state alone.
+/// (PXE); the disk holds only the state.
 #[test]
 #[ignore = "run by `make test-image`"]
 fn a_machine_starts_over_the_network() {
@@ -374,7 +374,7 @@ fn measured(how: &str, start: Instant, machine: &mut Machine) {
     );
 }
 
-/// The line on the console's last page that starts with this label.
+/// The line with this label on the last page of the console.
 fn line<'a>(said: &'a str, name: &str) -> &'a str {
     let mut lines = said.lines().rev();
     let found = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

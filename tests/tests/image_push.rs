@@ -1,5 +1,5 @@
 //! `casemate image push` with the real programs: from the operator's file to a verified file on the
-//! node's disk, whatever is killed in between, and whatever the control plane sends.
+//! node's disk, despite kills at any step and despite a lying control plane.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -15,7 +15,7 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 use tokio::task::block_in_place;
 
-/// Large enough that a kill finds it under way.
+/// Size of the image: large enough that a kill interrupts the transfer.
 const IMAGE_BYTES: usize = 48 * 1024 * 1024;
 
 /// A PE file for 64-bit machines with one section, `.osrel`, and many bytes behind it.
@@ -26,7 +26,8 @@ fn fake_image(version: &str, bytes: usize) -> Vec<u8> {
     put(0, b"MZ");
     put(0x3c, &0x80_u32.to_le_bytes());
     put(0x80, b"PE\0\0");
-    // The machine, one section, an optional header of 240 bytes with 16 empty directories.
+    // The COFF header: machine, one section, an optional header of 240 bytes with 16 empty
+    // directories.
     put(0x84, &0x8664_u16.to_le_bytes());
     put(0x86, &1_u16.to_le_bytes());
     put(0x94, &240_u16.to_le_bytes());
@@ -39,7 +40,7 @@ fn fake_image(version: &str, bytes: usize) -> Vec<u8> {
         put(section + at, &value.to_le_bytes());
     }
     file.extend_from_slice(text.as_bytes());
-    // No two pieces are alike.
+    // All pieces of the content differ.
     let start = file.len();
     file.resize(bytes.max(start), 0);
     ChaCha8Rng::seed_from_u64(1).fill_bytes(&mut file[start..]);
@@ -130,7 +131,7 @@ impl World {
 #[expect(clippy::too_many_lines, reason = "one story, step by step")]
 async fn an_image_arrives_whole_over_kills_of_both_ends_and_deployments_meanwhile() {
     let mut world = block_in_place(|| World::start("1.2.3", IMAGE_BYTES));
-    // A node that boots no images acknowledges, and fetches nothing.
+    // A node that does not boot from images acknowledges the statement, and fetches nothing.
     let pushed = block_in_place(|| world.push(&world.file));
     assert_eq!(pushed["version"], "1.2.3");
     assert_eq!(pushed["profile"], "test");
@@ -167,7 +168,7 @@ async fn an_image_arrives_whole_over_kills_of_both_ends_and_deployments_meanwhil
     let answer = caller::get(world.fleet.node.gateway, "web.apps.demo.test", "/").await;
     assert_eq!(answer.unwrap().text(), "deployed");
 
-    // The operator sees it, and pushing the same again sends nothing.
+    // The operator's list shows the image, and a second push of it sends no bytes.
     let operator = &world.fleet.operator;
     let folder = &world.fleet.folder;
     let end = Instant::now() + SOON;
@@ -188,7 +189,7 @@ async fn an_image_arrives_whole_over_kills_of_both_ends_and_deployments_meanwhil
     );
     let again = block_in_place(|| world.push(&world.file));
     assert_eq!(again["sent_bytes"], 0);
-    // Lower, and other bytes of the same version, are refused before a byte is sent.
+    // A lower version, and other bytes under the same version, are refused before any byte is sent.
     for (version, code) in [
         ("1.2.2", "image_version_lower"),
         ("1.2.3", "image_same_version_other_digest"),
@@ -210,7 +211,7 @@ async fn an_image_arrives_whole_over_kills_of_both_ends_and_deployments_meanwhil
             refused.stderr
         );
     }
-    // The machine has changed over.
+    // The machine now runs the new image.
     world.machine("1.2.3");
     block_in_place(|| world.wait_for_state("installed"));
     let gone = || {
@@ -254,7 +255,7 @@ async fn a_control_plane_that_serves_other_bytes_gets_nothing_under_the_images_n
     })
     .unwrap();
     assert!(!world.whole().exists() && world.fetched() == 0);
-    // It goes on serving, and goes on to the right bytes when there are some.
+    // The node goes on serving, and fetches the right bytes once they are available.
     let code = "export default { fetch() { return new Response(\"served\"); } };";
     let project = world.fleet.small_project("web", "", code).unwrap();
     block_in_place(|| world.fleet.deploy(&project)).unwrap();
@@ -264,7 +265,7 @@ async fn a_control_plane_that_serves_other_bytes_gets_nothing_under_the_images_n
     std::fs::write(&held, &world.image).unwrap();
     block_in_place(|| world.wait_for_state("ready"));
     assert!(std::fs::read(world.whole()).unwrap() == world.image);
-    // What did not start here is not fetched again.
+    // An image that did not start on this machine is not fetched again.
     let said = json!({
         "version": "1.0.0",
         "takes_images": true,

@@ -1,4 +1,5 @@
-//! What `make install` lays down: units that systemd takes, and every path in them.
+//! The files that `make install` installs: systemd accepts the units, and every path in them
+//! exists.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
@@ -13,7 +14,7 @@ use casemate_tests::caller;
 use casemate_tests::fleet::{Fleet, SOON};
 use casemate_tests::programs::programs_folder;
 
-/// The programs of a machine that serves; the command line is beside them.
+/// The programs of a serving machine; the command line is installed beside them.
 const PROGRAMS: &[&str] = &[
     "casemate",
     "casemate-control",
@@ -25,7 +26,7 @@ const PROGRAMS: &[&str] = &[
 ];
 const UNITS: &[&str] = &["casemate-control.service", "casemate-node.service"];
 
-/// Installed under `/usr` of a folder.
+/// An installation under `usr` in a folder.
 struct Installed {
     root: tempfile::TempDir,
 }
@@ -60,7 +61,7 @@ impl Installed {
         fs::read_to_string(self.at(&format!("/usr/lib/systemd/system/{name}"))).unwrap()
     }
 
-    /// Runs a tool of systemd on what is installed, where this machine has it.
+    /// Runs a tool of systemd on the installed files, if this machine has the tool.
     fn tool(&self, program: &str, args: &[&str]) -> Option<Output> {
         let ran = Command::new(program)
             .arg(format!("--root={}", self.root.path().display()))
@@ -83,7 +84,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Absolute paths in a text of settings.
+/// The absolute paths in a unit or configuration file.
 fn paths(text: &str) -> BTreeSet<String> {
     let words = text
         .lines()
@@ -144,7 +145,7 @@ fn the_configurations_that_are_installed_are_understood() {
         let table: toml::Table = text.parse().unwrap();
         assert!(!table.is_empty(), "{file}");
     }
-    // The node's user ids are those that launch counts from its default base.
+    // The node's user ids are those that launch derives from its default base.
     let users = fs::read_to_string(installed.at("/usr/lib/sysusers.d/casemate.conf")).unwrap();
     let help = Command::new(installed.at("/usr/bin/casemate-launch"))
         .arg("--help")
@@ -169,8 +170,8 @@ fn systemd_takes_the_units_the_users_and_the_folders() {
     let installed = Installed::new();
     for unit in UNITS {
         let path = format!("/usr/lib/systemd/system/{unit}");
-        // A root of its own has none of the units and tools that every system has, which is all that
-        // may be missing.
+        // A separate root lacks the units and tools that every system has; only those may be
+        // missing.
         let Some(ran) = installed.tool("systemd-analyze", &["verify", "--man=no", &path]) else {
             return;
         };
@@ -238,11 +239,11 @@ fn the_service_manager_keeps_as_many_sockets_as_launch_holds() {
     }
 }
 
-/// Set in the process that has what the unit leaves.
+/// Environment variable that marks the process with the unit's privileges.
 const INNER: &str = "CASEMATE_TEST_UNDER_UNIT";
 
-/// Capabilities beside which launch makes no walls, and the kernel's promise that no program gains
-/// any: as the unit has them.
+/// The capabilities that the unit leaves, with which launch cannot build the sandbox, and the
+/// kernel's promise that no program gains any (`no_new_privs`).
 #[test]
 fn a_node_serves_with_the_capabilities_that_its_unit_leaves() {
     if std::env::var_os(INNER).is_some() {

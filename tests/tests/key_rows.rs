@@ -1,5 +1,5 @@
-//! Two rows of the operator's table of keys, played with the real programs: a node's storage key, and the TLS keys of host
-//! names, lost and stolen.
+//! Two rows of the operator's table of keys, tested with the real programs: a node's storage key
+//! and the TLS keys of host names, each lost and stolen.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -44,7 +44,7 @@ fn project(fleet: &Fleet, upstream: &Upstream) -> std::path::PathBuf {
     project
 }
 
-/// Asks until the answer has this status; its text.
+/// Sends requests until the answer has this status; returns its text.
 async fn until(gateway: SocketAddr, status: u16) -> String {
     let mut last = None;
     let asked = async {
@@ -74,7 +74,8 @@ async fn a_lost_storage_key_is_not_replaced_and_a_stolen_disk_uses_nothing_any_m
     block_in_place(|| fleet.deploy(&project)).unwrap();
     until(fleet.node.gateway, 200).await;
 
-    // Lost: the vault does not start, says what to do, and leaves everything for the day on which the file is back.
+    // Lost: the vault does not start, says what to do, and leaves its store untouched, so that the
+    // operator can bring the file back.
     block_in_place(|| fleet.node.stop()).unwrap();
     let key = fleet.node.folder().join("state/vault/storage.key");
     let kept = fleet.folder.join("storage.key");
@@ -88,7 +89,8 @@ async fn a_lost_storage_key_is_not_replaced_and_a_stolen_disk_uses_nothing_any_m
     block_in_place(|| fleet.node.restart()).unwrap();
     until(fleet.node.gateway, 200).await;
 
-    // Stolen, with the disk that it opens: the machine joins anew, and the copy is worth nothing.
+    // Stolen together with the disk that it opens: the machine joins anew, and the thief's copy
+    // becomes worthless.
     block_in_place(|| fleet.node.stop()).unwrap();
     let folder = fleet.folder.clone();
     let operator =
@@ -135,7 +137,8 @@ impl Authority {
         }
     }
 
-    /// Puts a new key and its certificate into a folder, as a tool that renews does; the certificate.
+    /// Writes a new key and its certificate into a folder, as an ACME client does; returns the
+    /// certificate.
     fn renew(&self, folder: &Path) -> CertificateDer<'static> {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new([HOST.to_owned()]).unwrap();
@@ -143,14 +146,14 @@ impl Authority {
         for (name, text) in [("chain.pem", leaf.pem()), ("key.pem", key.serialize_pem())] {
             let new = folder.join(format!("{name}.new"));
             std::fs::write(&new, text).unwrap();
-            // The gateway's user reads it.
+            // The gateway's user has to read the key.
             std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o644)).unwrap();
             std::fs::rename(&new, folder.join(name)).unwrap();
         }
         leaf.der().clone()
     }
 
-    /// The certificate that a new connection is shown; `None` where there is no TLS.
+    /// The certificate that the node presents to a new connection; `None` without TLS.
     async fn shown(&self, address: SocketAddr) -> Option<CertificateDer<'static>> {
         let mut roots = RootCertStore::empty();
         roots.add(self.root.clone()).unwrap();
@@ -168,7 +171,7 @@ impl Authority {
         Some(session.peer_certificates()?.first()?.clone().into_owned())
     }
 
-    /// Waits until new connections are shown this one.
+    /// Waits until the node presents this certificate to new connections.
     async fn shows(&self, address: SocketAddr, wanted: &CertificateDer<'_>) {
         let looked = async {
             while self.shown(address).await.as_ref() != Some(wanted) {
@@ -180,7 +183,7 @@ impl Authority {
     }
 }
 
-/// Where the node listens with TLS.
+/// The address on which the node listens with TLS.
 fn tls_address(fleet: &Fleet) -> SocketAddr {
     let is_listening = |status: &serde_json::Value| status["listening"][1].is_string();
     let status = block_in_place(|| fleet.node.wait_for("TLS", SOON, is_listening)).unwrap();
@@ -206,18 +209,20 @@ async fn a_lost_tls_key_serves_on_until_a_new_pair_is_there_and_a_stolen_one_is_
     let address = tls_address(&fleet);
     authority.shows(address, &first).await;
 
-    // Stolen: the pair is replaced under the running node, and no new connection is shown the stolen one.
+    // Stolen: the pair is replaced while the node runs, and no new connection gets the stolen
+    // certificate.
     let second = authority.renew(&folder);
     authority.shows(address, &second).await;
 
-    // Lost: the node serves on with what it has read, and takes the next pair by itself.
+    // Lost: the node serves on with the pair in memory, and loads the next pair without a restart.
     std::fs::remove_file(folder.join("key.pem")).unwrap();
     block_in_place(|| waits_for_log(&fleet.node, "renewed certificate refused"));
     authority.shows(address, &second).await;
     let third = authority.renew(&folder);
     authority.shows(address, &third).await;
 
-    // Lost, and the node starts: nothing is served before the new pair is there, and then without another restart.
+    // Lost, and the node restarts: it serves nothing before the new pair exists, and then starts
+    // without further help.
     block_in_place(|| fleet.node.stop()).unwrap();
     std::fs::remove_file(folder.join("key.pem")).unwrap();
     let log = fleet.node.folder().join("log");

@@ -1,5 +1,5 @@
-//! Keys are replaced while a fleet serves: the root's, then the tenant's; then the tenant is
-//! removed.
+//! The keys of a serving fleet are replaced: first the root's, then the tenant's. Then the tenant
+//! is removed.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -62,7 +62,7 @@ async fn root_and_tenant_keys_are_replaced_while_the_node_serves() {
     assert_eq!(tenant(&["tenant", "rekey"])["version"], 3);
     tenant(&["renew"]);
     deploys(&fleet, &project, "with the next key").await;
-    // A control plane that starts again reads the statements that were signed anew.
+    // A restarted control plane reads the re-signed statements.
     block_in_place(|| {
         fleet.control.kill().unwrap();
         fleet.control.restart().unwrap();

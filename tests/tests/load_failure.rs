@@ -1,4 +1,5 @@
-//! A release that cannot be loaded: its tenant reads why, and what ran before goes on serving, also after a restart.
+//! A release that cannot be loaded: its tenant learns why, and the earlier release goes on serving,
+//! also after a restart.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -21,7 +22,7 @@ fn deploy(fleet: &Fleet, project: &Path, source: &str) -> Ran {
     block_in_place(|| fleet.tenant.run_in(project, &["deploy"], b"")).unwrap()
 }
 
-/// The node is as it should be, in the operator's list of nodes, within some reports.
+/// Waits until the operator's list shows the node as healthy.
 fn must_be_healthy(fleet: &Fleet) {
     let mut last = serde_json::Value::Null;
     let healthy = wait_until(SOON, || {
@@ -34,8 +35,8 @@ fn must_be_healthy(fleet: &Fleet) {
     assert!(healthy.is_ok(), "{last}");
 }
 
-/// The release that the newest deployment brought loads no better when it is deployed or gone back to once more, and nobody
-/// says that it runs.
+/// A release that could not be loaded fails again when the tenant deploys it again or rolls back to
+/// it, and no list shows it as running.
 fn must_fail_again(fleet: &Fleet, project: &Path) {
     let again = |args: &[&str]| fleet.tenant.run_in(project, args, b"").unwrap();
     let ran = again(&["deploy"]);
@@ -93,12 +94,12 @@ async fn a_release_that_does_not_load_fails_its_deployment_and_changes_nothing_f
         }
         assert_eq!(text(&fleet).await, served);
     }
-    // Another function of the tenant is none the worse for it, and the same release is no better the second time.
+    // Another function of the tenant is not affected, and the broken release fails again.
     let other = fleet.small_project("other", "", &answers("other")).unwrap();
     block_in_place(|| fleet.deploy(&other)).unwrap();
     block_in_place(|| must_fail_again(&fleet, &project));
     assert_eq!(text(&fleet).await, served);
-    // The node tries the release once more, and serves what it served.
+    // After a restart, the node tries the broken release once more, and serves the earlier one.
     block_in_place(|| fleet.node.kill()).unwrap();
     block_in_place(|| fleet.node.restart()).unwrap();
     let tried = |status: &serde_json::Value| {

@@ -1,4 +1,4 @@
-//! The main job with the real programs, and what must survive.
+//! The main job with the real programs, and its state across kills and restarts.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -13,7 +13,7 @@ use casemate_tests::fleet::{Fleet, SOON, UPSTREAM_HOST, UPSTREAM_KEY};
 use casemate_tests::upstream::Upstream;
 use tokio::task::block_in_place;
 
-/// Calls the upstream through its slot, and says what it can see.
+/// Calls the upstream through its credential slot, and answers with all that the function can see.
 const CALLER: &str = r#"
 export default {
   async fetch(request, env) {
@@ -56,7 +56,7 @@ fn host(name: &str) -> String {
     format!("{name}.apps.demo.test")
 }
 
-/// Asks until the answer is as wanted.
+/// Sends requests until `is_wanted` accepts the answer.
 async fn until(
     gateway: SocketAddr,
     name: &str,
@@ -104,7 +104,7 @@ async fn a_function_uses_a_key_that_nobody_else_ever_holds() {
     .await;
     assert_eq!(env.text(), "[[\"VERSION\",\"payments\"],\"1\"]");
 
-    // Not in what the function gets back, and nowhere in what anybody stored, logged or printed.
+    // The key is neither in the function's view nor in anything that was stored, logged or printed.
     let leak = until(fleet.node.gateway, "web", "/leak", |answer| {
         answer.status == 302
     })
@@ -142,7 +142,7 @@ async fn the_node_serves_while_the_control_plane_is_gone_and_catches_up() {
             200
         );
     }
-    // Restarted from its own store, with injection under the old lease.
+    // The node restarts from its own store, and injects the key under the earlier lease.
     block_in_place(|| fleet.node.kill()).unwrap();
     block_in_place(|| fleet.node.restart()).unwrap();
     until(fleet.node.gateway, "web", "/charges", |answer| {
@@ -159,7 +159,7 @@ async fn the_node_serves_while_the_control_plane_is_gone_and_catches_up() {
     .await;
 }
 
-/// Each deployment makes one worker ready, which then serves; the one before it ends.
+/// Each deployment makes one new worker serve; the worker before it ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deployment_leaves_one_worker_the_one_that_was_made_ready() {
     let (fleet, upstream) = fleet().await;
@@ -187,7 +187,7 @@ async fn nothing_acknowledged_is_lost_when_the_node_is_killed_twenty_times() {
     block_in_place(|| fleet.put_secret(&web)).unwrap();
     deploy(&fleet, &web);
     for round in 1..=20u32 {
-        // A push is under way when the kill comes, a little later each time.
+        // The kill comes during a push, a little later in each round.
         project(&fleet, &upstream, "web", round);
         let deploying = fleet
             .tenant
@@ -270,8 +270,8 @@ async fn a_worker_killed_in_the_middle_costs_its_caller_a_502_and_nobody_else_an
     neighbour.await.unwrap();
 }
 
-/// Makes, with its source map, a bundle of more than half of what a tenant may have on the node of
-/// the test below.
+/// Size of a source text whose bundle, together with its source map, takes more than half of the
+/// tenant's share of the disk in the test below.
 const LARGE_BYTES: usize = 2_800_000;
 
 fn large(fleet: &Fleet, name: &str) -> std::path::PathBuf {
@@ -301,14 +301,14 @@ async fn a_tenant_has_a_share_of_the_disk_and_is_told_when_it_is_used_up() {
     }
     let serves = |name: &'static str| move |answer: &Answer| answer.text() == name;
     until(gateway, "first", "/", serves("first")).await;
-    // Another tenant is not concerned.
+    // Another tenant is not affected.
     let modest = block_in_place(|| fleet.add_tenant("modest", &["modest.test"])).unwrap();
     let third = large(&fleet, "third");
     let head = "name = \"third\"\nmain = \"main.js\"\nhosts = [\"modest.test\"]\n";
     std::fs::write(third.join("casemate.toml"), head).unwrap();
     let deployed = block_in_place(|| modest.run_in(&third, &["deploy"], b"")).unwrap();
     assert_eq!(deployed.code, 0, "{}", deployed.stderr);
-    // After a restart the same bundles are there, and the same one is not.
+    // After a restart the node has the same bundles and still lacks the same one.
     block_in_place(|| fleet.node.kill()).unwrap();
     block_in_place(|| fleet.node.restart()).unwrap();
     until(gateway, "first", "/", serves("first")).await;
@@ -321,7 +321,7 @@ async fn a_tenant_has_a_share_of_the_disk_and_is_told_when_it_is_used_up() {
             .eq(["second"])
     };
     block_in_place(|| fleet.node.wait_for("the refusal", SOON, is_short)).unwrap();
-    // The second one comes when there is room.
+    // The second bundle is fetched once there is space.
     let removed = ["remove", "first", "--yes"];
     let removed = block_in_place(|| fleet.tenant.run_in(&first, &removed, b"")).unwrap();
     assert_eq!(removed.code, 0, "{}", removed.stderr);

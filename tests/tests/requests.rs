@@ -37,7 +37,7 @@ export default {
   },
 };"#;
 
-/// Reads until the text holds `end`.
+/// Reads until the text contains `end`.
 async fn read_until(stream: &mut TcpStream, end: &str) -> String {
     let (mut text, mut piece) = (String::new(), [0; 4096]);
     while !text.contains(end) {
@@ -49,7 +49,7 @@ async fn read_until(stream: &mut TcpStream, end: &str) -> String {
     text
 }
 
-/// A POST without its body.
+/// The head of a POST request.
 async fn post(fleet: &Fleet, path: &str, length: usize, more: &str) -> TcpStream {
     let mut stream = TcpStream::connect(fleet.node.gateway).await.unwrap();
     let head =
@@ -66,8 +66,8 @@ async fn bodies_late_and_workers_that_end_under_their_callers() {
     let get = |path: &'static str| caller::get(fleet.node.gateway, HOST, path);
     assert_eq!(get("/").await.unwrap().text(), "plain");
 
-    // Only the guilty request fails, whatever ends its worker and however many callers send
-    // requests at once.
+    // Only the guilty request fails, however its worker ends and however many callers send requests
+    // concurrently.
     for (path, code) in [("/loop", "exceeded_cpu"), ("/heap", "exceeded_memory")] {
         for _ in 0..3 {
             let guilty = get(path).await.unwrap();
@@ -80,13 +80,13 @@ async fn bodies_late_and_workers_that_end_under_their_callers() {
         }
     }
 
-    // A body that the function never reads costs its caller no answer.
+    // A body that the function does not read does not cost the caller its answer.
     let mut caller = post(&fleet, "/", 8 << 20, "").await;
     caller.write_all(&vec![b'x'; 8 << 20]).await.unwrap();
     let answer = read_until(&mut caller, "plain").await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 
-    // A body that the function reads after its answer, and that the caller sends after it.
+    // The function reads the body after it has answered, and the caller sends it only then.
     let mut caller = post(&fleet, "/late", 2 << 20, "").await;
     let answer = read_until(&mut caller, "accepted").await;
     assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
@@ -95,7 +95,7 @@ async fn bodies_late_and_workers_that_end_under_their_callers() {
     let is_read = async { while get("/read").await.unwrap().text() != whole {} };
     timeout(SOON, is_read).await.unwrap();
 
-    // The caller gets `100 Continue` when the function asks for the body.
+    // The gateway sends `100 Continue` when the function starts to read the body.
     let mut caller = post(&fleet, "/whole", 2 << 20, "Expect: 100-continue\r\n").await;
     read_until(&mut caller, "HTTP/1.1 100 Continue\r\n\r\n").await;
     caller.write_all(&vec![b'x'; 2 << 20]).await.unwrap();

@@ -1,10 +1,8 @@
-//! A node is upgraded, restarted, and started again in parts, under callers who never rest: none of them is lost.
+//! A node is upgraded, restarted, and restarted program by program under continuous load: no caller
+//! is lost.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
-#![allow(
-    clippy::print_stdout,
-    reason = "how many were answered is worth a look"
-)]
+#![allow(clippy::print_stdout, reason = "prints the number of answered calls")]
 
 use casemate_tests::fleet::{Fleet, SOON};
 use casemate_tests::load::{Load, RATE};
@@ -16,7 +14,7 @@ use tokio::task::block_in_place;
 const HOST: &str = "calm.apps.demo.test";
 const RIGHT: &str = "right";
 
-/// One path takes its time, so that requests are under way whatever happens.
+/// The path `/slow` takes 300 ms, so that some requests are in flight at any time.
 const SOURCE: &str = r#"
 export default {
   async fetch(request) {
@@ -26,7 +24,7 @@ export default {
   },
 };"#;
 
-/// Calls that are answered before, between and after what happens to the node.
+/// Calls that must be answered before, between and after the events.
 const CALLS: u64 = 200;
 
 async fn fleet() -> Fleet {
@@ -41,7 +39,7 @@ fn pid_of(status: &Value, program: &str) -> Option<i32> {
     i32::try_from(pid).ok()
 }
 
-/// The gateway's process.
+/// Process id of the gateway.
 fn gateway(node: &Node) -> i32 {
     pid_of(&node.status().unwrap(), "gateway").unwrap()
 }
@@ -54,7 +52,8 @@ fn launch(node: &Node) -> i32 {
     i32::try_from(node.pid().unwrap()).unwrap()
 }
 
-/// Waits until another gateway than that one serves, and the node has said so to its control plane.
+/// Waits until a gateway other than `before` serves, and the node has reported this to its control
+/// plane.
 fn wait_for_another(node: &Node, before: i32) {
     let is_another = |status: &Value| {
         pid_of(status, "gateway").is_some_and(|pid| pid != before)
@@ -66,7 +65,7 @@ fn wait_for_another(node: &Node, before: i32) {
         .unwrap();
 }
 
-/// The supervisor, which only launch knows.
+/// Process id of the supervisor, which is a child of launch.
 fn supervisor(node: &Node) -> Option<i32> {
     let launch = launch(node);
     let children = std::fs::read_to_string(format!("/proc/{launch}/task/{launch}/children"));
@@ -78,7 +77,7 @@ fn supervisor(node: &Node) -> Option<i32> {
     })
 }
 
-/// Ends the load; how it went is in the test's output.
+/// Ends the load, prints its counts, and fails if a caller was lost.
 async fn none_is_lost(load: Load, what: &str) {
     let tally = load.end().await;
     println!("{what}, at {RATE} calls a second: {}", tally.describe());
@@ -105,7 +104,7 @@ async fn nobody_is_lost_while_a_node_is_upgraded_in_place() {
         log.contains("launch executes its program file again"),
         "{log}"
     );
-    // And it ends as ever.
+    // The node still ends in order.
     assert!(block_in_place(|| fleet.node.stop()).unwrap().success());
 }
 
@@ -157,7 +156,7 @@ async fn nobody_is_refused_when_the_gateway_is_killed() {
     let before = gateway(&fleet.node);
     let status = fleet.node.status().unwrap();
     send(before, Signal::KILL);
-    // Whatever becomes of the gateway, the queue of its socket is there.
+    // Launch holds the listening socket with its queue, whatever happens to the gateway.
     let answer = casemate_tests::caller::get(fleet.node.gateway, HOST, "/").await;
     assert_eq!(answer.unwrap().text(), RIGHT);
     block_in_place(|| wait_for_another(&fleet.node, before));

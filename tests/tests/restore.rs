@@ -1,5 +1,5 @@
-//! The drill of the operator's guide: the control plane's disk is lost, and yesterday's backup
-//! takes its place.
+//! The drill of the operator's guide: the control plane loses its disk, and the backup of the day
+//! before is restored.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -17,7 +17,7 @@ fn write(project: &Path, day: &str) {
     std::fs::write(project.join("main.js"), source).unwrap();
 }
 
-/// What callers get, once it is this.
+/// Waits until callers get the answer of this day.
 async fn serves(fleet: &Fleet, expected: &str) {
     let answers = async || {
         let answer = caller::get(fleet.node.gateway, HOST, "/").await.unwrap();
@@ -53,7 +53,7 @@ async fn after_a_restore_of_yesterdays_backup_everybody_finds_the_way() {
     let backup = folder.join("backup");
     block_in_place(|| fleet.control.backup(&backup)).unwrap();
 
-    // What comes after it is known to the nodes, the tenant's home and the operator's.
+    // Only the nodes and the homes of tenant and operator know the changes after the backup.
     for day in ["tuesday", "wednesday", "thursday"] {
         write(&project, day);
         block_in_place(|| fleet.deploy(&project)).unwrap();
@@ -82,7 +82,7 @@ async fn after_a_restore_of_yesterdays_backup_everybody_finds_the_way() {
     })
     .unwrap();
 
-    // Back to Wednesday, whose bundle the control plane has never seen.
+    // Roll back to Wednesday's release, whose bundle the restored control plane has never received.
     let ran = block_in_place(|| fleet.tenant.run_in(&project, &["rollback", "day"], b"")).unwrap();
     assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
     assert!(
@@ -100,7 +100,7 @@ async fn after_a_restore_of_yesterdays_backup_everybody_finds_the_way() {
         .as_array()
         .unwrap()
         .len();
-    assert_eq!(earlier, 4, "every day can still be gone back to: {status}");
+    assert_eq!(earlier, 4, "each day's release is available: {status}");
     block_in_place(|| fleet.tenant.ok(&project, &["remove", "day", "--yes"], b"")).unwrap();
     let gone = || {
         let answered = tokio::runtime::Handle::current().block_on(caller::get(

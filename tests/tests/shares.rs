@@ -1,7 +1,7 @@
-//! Two greedy tenants and a modest one on one node, with the real programs: functions that fill
-//! their memory, functions that spin, and a neighbour that answers.
+//! Two greedy tenants and a modest one on one node, with the real programs. The first greedy
+//! tenant's functions fill their memory, the second's spin; the modest tenant has to be answered.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // The functions beside the tests are tests too.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // Helper functions count as code outside of tests.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::task::block_in_place;
 
-/// The modest tenant's function: some milliseconds of work at most.
+/// The modest tenant's function: at most a few milliseconds of work.
 const MODEST: &str = r#"
 export default {
   fetch(request) {
@@ -28,8 +28,8 @@ export default {
 };"#;
 const MODEST_HOST: &str = "modest.apps.demo.test";
 
-/// Fills most of the memory that it may have, heap and buffers, touches all of it for a while, and
-/// begins again.
+/// Fills most of its permitted memory, heap and buffers, touches all of it for a while, and starts
+/// over.
 const FILL: &str = r#"
 const held = [];
 let buffer;
@@ -49,19 +49,19 @@ export default {
 /// Spins until its processor time is used up.
 const SPIN: &str = "export default { fetch() { for (;;); } };";
 
-/// What the greedy tenants run.
+/// The functions of the greedy tenants.
 struct Attack {
-    /// Functions that fill their memory, of the first tenant.
+    /// Number of the first tenant's functions, which fill their memory.
     filling: usize,
-    /// Functions that spin, of the second.
+    /// Number of the second tenant's functions, which spin.
     spinning: usize,
-    /// Ceiling of the first tenant's memory, MiB: less than its functions fill.
+    /// Ceiling of the first tenant's memory in MiB: less than its functions fill.
     ceiling_mib: u32,
-    /// Requests of the modest tenant, idle and attacked each.
+    /// Number of the modest tenant's requests, once on the idle node and once under attack.
     requests: usize,
 }
 
-/// What the modest tenant's callers saw.
+/// The answers that the modest tenant's callers got.
 struct Pace {
     p50: Duration,
     p99: Duration,
@@ -75,7 +75,7 @@ impl std::fmt::Display for Pace {
     }
 }
 
-/// Sends requests one after the other, each of which must be answered.
+/// Sends requests one after the other; each must be answered.
 async fn pace(fleet: &Fleet, requests: usize) -> Pace {
     let mut times = Vec::with_capacity(requests);
     for number in 0..requests {
@@ -95,7 +95,7 @@ async fn pace(fleet: &Fleet, requests: usize) -> Pace {
     }
 }
 
-/// Deploys so many functions of one tenant, and returns their hosts.
+/// Deploys `count` functions of one tenant; returns their hosts.
 fn deploy(
     fleet: &Fleet,
     tenant: &Cli,
@@ -117,10 +117,10 @@ fn deploy(
     (0..count).map(deploy).collect()
 }
 
-/// How often callers of the greedy tenants got each answer: its status, or the code of the failure.
+/// Number of answers that the greedy tenants' callers got, by status or code of the failure.
 type Answers = Arc<Mutex<BTreeMap<String, u32>>>;
 
-/// Calls a host again and again until it is over.
+/// Calls a host repeatedly until the attack is over.
 async fn besiege(gateway: SocketAddr, host: String, over: Arc<AtomicBool>, answers: Answers) {
     while !over.load(Ordering::Relaxed) {
         let kind = match caller::get(gateway, &host, "/").await {
@@ -135,7 +135,7 @@ async fn besiege(gateway: SocketAddr, host: String, over: Arc<AtomicBool>, answe
     }
 }
 
-/// The pace of the modest tenant, idle and attacked.
+/// Latencies of the modest tenant, idle and under attack.
 async fn under(attack: Attack) -> (Pace, Pace) {
     let temporary = tempfile::Builder::new()
         .prefix("casemate-")
@@ -178,9 +178,9 @@ async fn under(attack: Attack) -> (Pace, Pace) {
         .map(|host| besiege(fleet.node.gateway, host, over.clone(), answers.clone()))
         .map(tokio::spawn)
         .collect();
-    // The attack is under way when memory and processor time of some workers have run out. Callers
-    // do not always learn that it was the memory: the gateway may see the worker's channel close
-    // before it is told why.
+    // The attack has begun when some workers have run out of memory or processor time. Callers
+    // cannot always distinguish the two: the gateway may see the worker's channel close before it
+    // learns the reason.
     let under_way = || {
         let is_spinning = answers.lock().contains_key("exceeded_cpu");
         is_spinning && fleet.node.log().contains("end=OutOfMemory")
@@ -214,8 +214,8 @@ async fn a_neighbour_of_functions_that_fill_memory_and_spin_is_served() {
     println!("idle: {idle}; attacked: {attacked}");
 }
 
-/// The long form, with figures: `make test-shares`. On a machine that others load too the figures
-/// say nothing.
+/// The long form, with figures: `make test-shares`. The figures mean nothing on a machine with
+/// other load.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes the machine's processors and gigabytes of memory for minutes"]
 async fn forty_that_fill_memory_and_fifty_that_spin_leave_a_neighbour_its_pace() {

@@ -1,5 +1,5 @@
-//! The vault and the gateway are killed under load, and a worker is stopped: what does not need
-//! them goes on.
+//! The vault and the gateway are killed under load, and a worker is stopped. Requests that do not
+//! depend on the killed program go on.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -15,7 +15,8 @@ use tokio::task::block_in_place;
 
 const HOST: &str = "calm.apps.demo.test";
 
-/// Says which worker answered; with `/call`, what became of a call that the release does not allow.
+/// Answers with the worker's identity; `/call` answers with the error code of a call that the
+/// release does not permit.
 const SOURCE: &str = r#"
 const worker = crypto.randomUUID();
 export default {
@@ -26,14 +27,14 @@ export default {
   },
 };"#;
 
-/// Deaths of the vault. The pause before each next start doubles: together some six seconds.
+/// Kills of the vault. The pause before its restart doubles each time: together about six seconds.
 const DEATHS: u32 = 6;
-/// Deaths of the supervisor; launch starts it again five times in ten minutes.
+/// Kills of the supervisor; launch restarts it at most five times in ten minutes.
 const DEATHS_OF_SUPERVISOR: u32 = 4;
-/// Callers at a time, who never rest.
+/// Concurrent callers, which send one request after the other.
 const CALLERS: u32 = 4;
 
-/// Ends the vault or the gateway, and waits until its successor is up: the status then.
+/// Kills the vault or the gateway, and waits until its successor is up; returns the status then.
 fn kill(node: &Node, program: &str) -> serde_json::Value {
     let pid_of = |status: &serde_json::Value| status["pids"][program].as_i64();
     let status = node.wait_for("the program runs", SOON, |status| {
@@ -56,7 +57,7 @@ async fn text(fleet: &Fleet, path: &str) -> String {
     answer.text()
 }
 
-/// The answer to a call once the vault has heard of the worker's new channel.
+/// The answer to an outgoing call, once the vault has the worker's new channel.
 async fn refused(fleet: &Fleet) -> String {
     loop {
         let code = text(fleet, "/call").await;
@@ -104,7 +105,7 @@ async fn no_request_that_makes_no_call_fails_while_the_vault_is_killed() {
     assert_eq!(text(&fleet, "/").await, worker, "the same worker");
 
     let status = block_in_place(|| kill(&fleet.node, "gateway"));
-    // The node was started with port 0.
+    // The node was started with port 0; its status names the port in use.
     let listening = status["listening"][0].as_str().unwrap();
     fleet.node.gateway = listening.parse().unwrap();
     assert_eq!(
@@ -116,9 +117,10 @@ async fn no_request_that_makes_no_call_fails_while_the_vault_is_killed() {
 }
 
 const STOPPED_HOST: &str = "stopped.apps.demo.test";
-/// The wall-clock limit that the release of the stopped worker declares.
+/// The wall-clock limit in the release of the stopped worker.
 const WALL: Duration = Duration::from_secs(2);
-/// How much later the gateway gives a worker up: ten seconds, and what a busy machine adds.
+/// Time after that limit at which the gateway gives up a worker: ten seconds, and a margin for a
+/// busy machine.
 const GRACE: Duration = Duration::from_secs(10);
 const BUSY: Duration = Duration::from_secs(20);
 
@@ -148,7 +150,7 @@ async fn requests_in_a_worker_that_is_stopped_end_in_time_and_the_next_goes_to_a
         assert!(answer.text().contains("exceeded_wall"), "{}", answer.text());
     }
     assert!(WALL < took && took < WALL + GRACE + BUSY, "{took:?}");
-    // One that went to the stopped worker would wait as long again.
+    // A second request to the stopped worker would wait equally long.
     let after = get().await.unwrap();
     assert_eq!(after.status, 200, "{}", after.text());
     assert_ne!(after.text(), before.text(), "another worker");
@@ -164,7 +166,7 @@ async fn requests_in_a_worker_that_is_stopped_end_in_time_and_the_next_goes_to_a
     .unwrap();
 }
 
-/// The supervisor, which only launch knows.
+/// Process id of the supervisor, which is a child of launch.
 fn supervisor(node: &Node) -> Option<Pid> {
     let launch = node.pid().unwrap();
     let children = std::fs::read_to_string(format!("/proc/{launch}/task/{launch}/children"));
@@ -179,11 +181,11 @@ fn supervisor(node: &Node) -> Option<Pid> {
     pid.and_then(Pid::from_raw)
 }
 
-/// Kills the supervisor, and waits until its successor has taken the node over.
+/// Kills the supervisor, and waits until its successor has taken over the node.
 fn kill_supervisor(node: &Node) {
     let before = supervisor(node).unwrap();
     kill_process(before, Signal::KILL).unwrap();
-    // A socket of the one before answers for nobody.
+    // The predecessor's socket accepts no connection any more.
     let is_over = |status: &serde_json::Value| {
         supervisor(node).is_some_and(|pid| pid != before)
             && status["state"]["vault"]["up"] == true
@@ -211,7 +213,7 @@ async fn no_request_fails_while_the_supervisor_is_killed_and_its_successor_goes_
     );
     let callers = (0..CALLERS).map(|caller| {
         let (over, served, gateway) = (over.clone(), served.clone(), fleet.node.gateway);
-        // Calls of functions go on too.
+        // Outgoing calls of functions go on too.
         let path = if caller == 0 { "/call" } else { "/" };
         tokio::spawn(async move {
             while !over.load(Ordering::Relaxed) {
@@ -239,7 +241,7 @@ async fn no_request_fails_while_the_supervisor_is_killed_and_its_successor_goes_
     );
     assert!(served > DEATHS_OF_SUPERVISOR * CALLERS);
 
-    // The successor deploys, starts workers and ends in order.
+    // The successor can deploy, start workers, and end the node in order.
     let other = fleet.small_project("other", "", SOURCE).unwrap();
     block_in_place(|| fleet.deploy(&other)).unwrap();
     let answer = caller::get(fleet.node.gateway, "other.apps.demo.test", "/").await;

@@ -1,5 +1,4 @@
-//! TypeScript with everything that it adds, in a workspace, from the sources to what a node's V8
-//! answers.
+//! All features of TypeScript, in a workspace, from the sources to the answers of a node's V8.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
@@ -68,7 +67,7 @@ const FILES: &[(&str, &str)] = &[
     (
         "apps/web/tsconfig.json",
         r#"{
-            // The workspace's settings and ours.
+            // Both the workspace and the project have a configuration.
             "extends": "../../tsconfig.base.json",
             "compilerOptions": { "jsxImportSource": "@app/tiny", "paths": { "@app/*": ["./lib/*"] }, },
         }"#,

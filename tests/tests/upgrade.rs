@@ -1,10 +1,10 @@
-//! Upgrades with the real programs: a node on a folder that a newer one has written, and a fleet whose programs are replaced part
-//! by part while it serves.
+//! Upgrades with the real programs: a node refuses a folder that a newer version has written, and a
+//! serving fleet is upgraded part by part.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a panic is how a test fails, and one that is skipped says so"
+    reason = "a panic is how a test fails, and a skipped test prints why"
 )]
 
 use std::path::{Path, PathBuf};
@@ -19,7 +19,8 @@ const HOST: &str = "calm.apps.demo.test";
 const NEWER: &str = r#"{"format":99,"software":"9.0.0"}"#;
 /// The folder with the programs of an earlier build, for `make test-upgrade`.
 const EARLIER: &str = "CASEMATE_EARLIER";
-/// What is replaced: command lines, control plane, a node's programs, which launch finds beside itself.
+/// The upgraded parts: command lines, control plane, and a node's programs, which launch finds
+/// beside itself.
 const CLI: &str = "casemate";
 const CONTROL: &str = "casemate-control";
 const NODE: &str = "casemate-launch";
@@ -34,7 +35,7 @@ async fn answer(fleet: &Fleet) -> String {
     answer.text()
 }
 
-/// Starts the node and waits until it has ended by itself: its exit code.
+/// Starts the node and waits until it has ended by itself; returns the exit code.
 fn start_and_end(fleet: &mut Fleet) -> i32 {
     if let Err(error) = fleet.node.restart() {
         let text = format!("{error:#}");
@@ -78,7 +79,7 @@ async fn a_node_on_the_folder_of_a_newer_one_ends_and_says_why() {
     assert_eq!(answer(&fleet).await, "1");
 }
 
-/// Replaces one part by the program that is to be taken for it now.
+/// Replaces one part by its chosen program.
 fn replace(fleet: &mut Fleet, part: &str) {
     match part {
         CONTROL => {
@@ -95,7 +96,8 @@ fn replace(fleet: &mut Fleet, part: &str) {
     fleet.node.wait_for("connected", SOON, connected).unwrap();
 }
 
-/// Upgrades the parts in this order and goes back in the opposite one. After each step a deployment reaches the node.
+/// Upgrades the parts in this order, and downgrades them in reverse. After each step a deployment
+/// reaches the node.
 async fn play(earlier: &Path, order: [&str; 3]) {
     take_from(Some(earlier), &order);
     let mut fleet = block_in_place(Fleet::start).unwrap();

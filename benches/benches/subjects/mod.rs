@@ -1,4 +1,5 @@
-//! What is measured, ready to be asked: the same for times and for instructions.
+//! The operations that both benchmarks measure, by time and by instruction count, with their
+//! inputs.
 
 use std::sync::Arc;
 
@@ -20,9 +21,9 @@ use casemate_wire::control::gateway;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use zeroize::Zeroizing;
 
-/// Bytes of an envelope's payload: a release with some rules.
+/// Size of an envelope's payload: a release with some rules.
 const PAYLOAD_BYTES: usize = 2048;
-/// Rules of the release that is asked: the call is let through by the last.
+/// Egress rules of the measured release; only the last rule permits the call.
 const EGRESS_RULES: usize = 16;
 /// Hosts in the routing table.
 const HOSTS: usize = 100_000;
@@ -32,7 +33,7 @@ const POOL: &str = "main";
 const POOL_SEED: [u8; 32] = [3; 32];
 const VALUE: &[u8] = b"sk_live_0123456789abcdefghijklmnopqrstuvwxyz";
 
-/// Random bytes of the system.
+/// Fills `bytes` with random bytes of the system.
 pub(crate) fn fill(bytes: &mut [u8]) {
     SystemRandom::new()
         .fill(bytes)
@@ -44,14 +45,14 @@ fn parsed<T: std::str::FromStr>(text: &str) -> T {
         .unwrap_or_else(|_| panic!("{text} is of its kind"))
 }
 
-/// A signed envelope in bytes, and whose signature is asked for.
+/// A signed envelope as bytes, and the key that has to verify its signature.
 pub(crate) struct Signed {
     bytes: Vec<u8>,
     keys: [PublicKey; 1],
 }
 
 impl Signed {
-    /// By one key.
+    /// Signs the envelope with one key.
     pub(crate) fn new() -> Self {
         let key = SigningKey::from_seed(&[4; 32]).expect("a seed is a key");
         let payload = vec![b'x'; PAYLOAD_BYTES];
@@ -61,7 +62,7 @@ impl Signed {
         }
     }
 
-    /// Opens and verifies it.
+    /// Parses the envelope and verifies its signature.
     pub(crate) fn verify(&self) -> bool {
         let envelope = Envelope::parse(&self.bytes).expect("it was just made");
         envelope.verify(&self.keys, 1)
@@ -110,13 +111,13 @@ pub(crate) fn release() -> Release {
     }
 }
 
-/// Judges a call with a credential.
+/// Decides a call that uses a credential.
 pub(crate) fn decide_credential(release: &Release) -> Allowed<'_> {
     let url = "https://pay.example.test/v1/charges?amount=100";
     egress::decide(release, None, Some("payments"), "POST", url).expect("it is declared")
 }
 
-/// Judges a call that the last rule lets through.
+/// Decides a call that the last rule permits.
 pub(crate) fn decide_rule(release: &Release) -> Allowed<'_> {
     let url = "https://api-15.example.test/v1/items?page=2";
     egress::decide(release, None, None, "GET", url).expect("it is declared")
@@ -131,7 +132,7 @@ pub(crate) struct Sealed {
 }
 
 impl Sealed {
-    /// One of the usual length.
+    /// A secret of typical length.
     pub(crate) fn new() -> Self {
         let pool = Pool {
             fleet: FLEET,
@@ -166,23 +167,23 @@ impl Sealed {
         Secret::seal(place, pool, value, &mut fill).expect("it can be sealed")
     }
 
-    /// Seals it once more, as the command line does.
+    /// Seals the value again, as the command line does.
     pub(crate) fn seal(&self) -> Secret {
         Self::sealed(&self.pool, &self.value)
     }
 
-    /// Opens it, as the vault does at a call.
+    /// Opens the secret, as the vault does for each call.
     pub(crate) fn open(&self) -> SecretValue {
         open_secret(&self.secret, &self.keys).expect("it was sealed for this key")
     }
 }
 
-/// Bytes of a body that is searched.
+/// Size of a body that is scrubbed.
 const BODY_BYTES: usize = 1024 * 1024;
-/// Bytes in which it comes.
+/// Size of the pieces in which the body arrives.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// Bodies that are searched, by name: objects of an API, and a page with references.
+/// The scrubbed bodies by name: objects of an API, and a page with character references.
 pub(crate) fn bodies() -> [(&'static str, Vec<u8>); 2] {
     let object = "{\"id\":\"ch_3f81ab20c9\",\"object\":\"charge\",\"amount\":1099,\"paid\":true,\
                   \"billing\":{\"name\":\"Jenny Rosen\",\"city\":\"Berlin\"},\"status\":\"succeeded\"},";
@@ -194,7 +195,8 @@ pub(crate) fn bodies() -> [(&'static str, Vec<u8>); 2] {
     })
 }
 
-/// Searches a body for a secret that is not in it, as the vault does.
+/// Scrubs a body that does not contain the secret, as the vault does; returns the number of bytes
+/// that come out.
 pub(crate) fn scrub(body: &[u8]) -> usize {
     let watched = Watched {
         value: VALUE,
@@ -207,7 +209,7 @@ pub(crate) fn scrub(body: &[u8]) -> usize {
     seen + scrubber.finish().expect("it is searched").len()
 }
 
-/// A table with many hosts.
+/// A routing table with [`HOSTS`] hosts.
 pub(crate) fn table() -> Table<()> {
     let hosts: Vec<String> = (0..HOSTS)
         .map(|number| format!("host-{number}.apps.example.test"))
@@ -228,7 +230,7 @@ pub(crate) fn table() -> Table<()> {
     Table::default().with(&hosts, site)
 }
 
-/// Looks a host up that is there.
+/// Looks up a host that is in the table.
 pub(crate) fn find(table: &Table<()>) -> Option<&Arc<Site<()>>> {
     table.find("host-77777.apps.example.test")
 }

@@ -1,4 +1,5 @@
-//! A plain hyper server that answers as the hello function does: what no runtime can beat.
+//! A plain hyper server with the answers of the `hello` function: the floor that no runtime can
+//! beat.
 #![forbid(unsafe_code)]
 
 use std::convert::Infallible;
@@ -27,7 +28,7 @@ async fn main() -> Result<()> {
         let count = Arc::clone(&count);
         tokio::spawn(async move {
             let service = service_fn(|request| answer(request, &count));
-            // A client that leaves in the middle is the client's affair.
+            // A client that closes its connection early is no fault of the server.
             let _ended = http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .await;

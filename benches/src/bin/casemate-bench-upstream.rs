@@ -1,5 +1,5 @@
-//! The upstream that functions call, in a process of its own. Says where it listens and who signed
-//! its certificate, as JSON in a line, and runs until it is ended.
+//! The upstream that functions call, in a process of its own. The program prints one line of JSON
+//! with its address and its certificate authority, and runs until it is killed.
 #![forbid(unsafe_code)]
 
 use std::io::Write as _;

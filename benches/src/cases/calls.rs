@@ -1,4 +1,5 @@
-//! A function that calls out, and a hundred functions at once.
+//! Cases `upstream` and `rotation`: a function with outgoing calls, and a hundred functions at
+//! once.
 
 use std::path::Path;
 
@@ -40,8 +41,8 @@ pub(crate) async fn calling(run: &Run) -> Result<Calling> {
     })
 }
 
-/// One upstream over TLS, kept alive. Ours: the vault opens the sealed key and sets the header.
-/// Theirs: the key is in the function's text.
+/// One upstream over TLS, on kept connections. In Casemate the vault opens the sealed key and sets
+/// the header; for the other runtimes the key is written into the function's text.
 pub(crate) async fn upstream(run: &Run) -> Result<Case> {
     let Calling {
         upstream,
@@ -84,21 +85,23 @@ pub(crate) async fn upstream(run: &Run) -> Result<Case> {
     Ok(case)
 }
 
-/// What a call of a function adds to the same call made directly: the function that calls, less a
-/// function that calls nobody, less the call itself. Ours goes through the vault, theirs is made in
-/// their own process. The load's own cost is in both that are taken off and in the whole once: the
-/// difference of the two rows is what the vault and its walls cost.
+/// What the function's outgoing call adds to the same call made directly: the latency of a function
+/// that makes the call, minus the latency of a function that makes none, minus the latency of the
+/// direct call. Casemate's call goes through the vault, the other runtime makes the call in its own
+/// process. The load generator's own cost is in all three figures, and so lowers both rows alike:
+/// the difference between the two rows is the cost of the vault and its sandbox.
 fn added(pairs: &[(Who, Target, Target); 2], direct: &Target, run: &Run) -> Result<Vec<Row>> {
-    run.say("upstream, what a call adds");
+    run.say("upstream, added latency of a call");
     let one = |target: &Target, path: &'static str| -> Result<f64> {
         let load = Load::get(1, run.secs, path);
         let sample = wrk(target, &load, &run.folder)?;
         ensure!(sample.errors == 0, "{} calls failed", sample.errors);
-        // Of the median alone: the slowest of the whole are not those of its parts.
+        // Only medians can be subtracted: the slowest calls of the sum are not the slowest of its
+        // parts.
         Ok(sample.p50_us)
     };
     let mut added = [Vec::new(), Vec::new()];
-    // The first round warms up; each begins with the other of the two.
+    // The first round warms up. The order of the two runtimes alternates from round to round.
     for round in 0..=run.rounds {
         let direct = one(direct, "/v1/charges")?;
         let mut order = [0, 1];
@@ -113,7 +116,7 @@ fn added(pairs: &[(Who, Target, Target); 2], direct: &Target, run: &Run) -> Resu
             }
         }
     }
-    let what = "1 connection: what the call adds to the same made directly";
+    let what = "1 connection: overhead of the function's call over a direct call";
     let rows = pairs.iter().zip(added).map(|((who, ..), added)| {
         let mut row = Row::of_once(what, *who, [f64::NAN; 4]);
         row.figures[1] = Spread::of(added).context("there are rounds")?;
@@ -129,8 +132,8 @@ fn function(call: &str) -> String {
     )
 }
 
-/// Each request is for the next of a hundred functions. Ours: a process with walls each. workerd:
-/// all in one process.
+/// Each request goes to the next of a hundred functions. Casemate runs each function in its own
+/// sandboxed process; workerd runs all of them in one process.
 pub(crate) async fn rotation(run: &Run) -> Result<Case> {
     let code = block_in_place(|| peer::bundled("hello", &run.folder))?;
     let max = u32::try_from(FUNCTIONS)? * 2 + 4;

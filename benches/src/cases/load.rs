@@ -1,4 +1,4 @@
-//! Functions under load: what goes through, and how long it takes.
+//! Functions under load: throughput and latency.
 
 use std::path::{Path, PathBuf};
 
@@ -13,16 +13,16 @@ use crate::peer::{self, Peer, Who};
 use crate::plot;
 use crate::report::Case;
 
-/// A function that is asked by many at a time.
+/// One case: a function under concurrent requests.
 struct Asked {
     name: &'static str,
     function: &'static str,
     title: &'static str,
     path: &'static str,
     connections: &'static [u32],
-    /// Bytes of JSON, or of anything, that are sent.
+    /// The request body, for functions that read one.
     body: Option<fn() -> Vec<u8>>,
-    /// What the ratio is of.
+    /// The figure that the ratio compares.
     ratio: fn(&Sample) -> f64,
     has_floor: bool,
 }
@@ -33,7 +33,7 @@ const ASKED: &[Asked] = &[
     Asked {
         name: "hello",
         function: "hello",
-        title: "Hello world: URL and a header read, another text each time",
+        title: "Hello world: the function reads the URL and a header, and answers a new text each time",
         path: "/some/path?x=1",
         connections: &[1, 16, 64, 256],
         body: None,
@@ -109,7 +109,7 @@ fn order() -> Vec<u8> {
     order.to_string().into_bytes()
 }
 
-/// All that run one function.
+/// The runtimes that run one function.
 pub(crate) struct Field {
     pub(crate) ours: Target,
     workerd: Peer,
@@ -161,7 +161,7 @@ fn body(asked: &Asked, folder: &Path) -> Result<Option<PathBuf>> {
     Ok(Some(path))
 }
 
-/// Measures one of them.
+/// Measures the case of this name; `None` for a name of another kind of case.
 pub(crate) async fn run(name: &str, ours: &Ours, run: &Run) -> Result<Option<Case>> {
     let Some(asked) = ASKED.iter().find(|asked| asked.name == name) else {
         return Ok(None);
@@ -198,7 +198,7 @@ pub(crate) async fn run(name: &str, ours: &Ours, run: &Run) -> Result<Option<Cas
     Ok(Some(case))
 }
 
-/// Latency at half of what the slowest takes, the same for all.
+/// Latency at one request rate for all runtimes: half of the slowest runtime's throughput.
 fn fixed_rate(case: &mut Case, field: &Field, slowest: f64, run: &Run) -> Result<()> {
     #[allow(
         clippy::cast_possible_truncation,

@@ -18,8 +18,8 @@ use crate::report::{Case, Row};
 
 const MOST: usize = 100;
 const FUNCTIONS: [usize; 3] = [1, 10, MOST];
-/// Most Deno processes, one for each function: more would measure this machine's memory and nothing
-/// else.
+/// Number of Deno processes, one for each function: a higher number would measure this machine's
+/// memory and nothing else.
 const MOST_PROCESSES: usize = 10;
 
 fn row(count: usize, who: Who, kib: u64, before: u64) -> Row {
@@ -27,7 +27,10 @@ fn row(count: usize, who: Who, kib: u64, before: u64) -> Row {
 }
 
 fn row_of(what: String, count: usize, who: Who, kib: u64, before: u64) -> Row {
-    #[allow(clippy::cast_precision_loss, reason = "some million")]
+    #[allow(
+        clippy::cast_precision_loss,
+        reason = "the counts stay below some million"
+    )]
     let mib = |kib: u64| kib as f64 / 1024.0;
     #[allow(clippy::cast_precision_loss, reason = "some hundred")]
     let each = mib(kib.saturating_sub(before)) / count as f64;
@@ -78,12 +81,13 @@ pub(crate) async fn run(run: &Run) -> Result<Case> {
     Ok(case)
 }
 
-/// PSS without a function, and with so many functions that have each served a request, KiB.
+/// PSS in KiB, first without a function, then with `count` functions that have each served one
+/// request.
 async fn ours(count: usize, is_tenant_each: bool, code: &Path) -> Result<(u64, u64)> {
     // A tenant never gets the last of a node's worker slots.
     let max = u32::try_from(count)? * 2 + 4;
     let ours = block_in_place(|| Ours::start(Workers { spares: 1, max }))?;
-    let root = ours.fleet.node.pid().context("the node runs")?;
+    let root = ours.fleet.node.pid().context("the node is not running")?;
     let before = block_in_place(|| pss_kib(root))?;
     let mut hosts = Vec::new();
     for number in 0..count {

@@ -1,5 +1,5 @@
-//! Single steps: their times by Criterion, and where they are pure their instructions by valgrind,
-//! which repeat exactly.
+//! Case `micro`: single operations. Criterion measures their times; for pure operations valgrind
+//! also counts their instructions, which repeat exactly.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,18 +13,18 @@ use crate::Run;
 use crate::peer::Who;
 use crate::report::{Case, Row};
 
-/// Where Criterion and gungraun leave what they measured.
+/// The folders in which Criterion and gungraun leave their results.
 const TIMES: &str = "target/criterion";
 const INSTRUCTIONS: &str = "target/gungraun";
 
 pub(crate) fn run(run: &Run) -> Result<Case> {
     block_in_place(|| {
-        run.say("times of single steps");
+        run.say("times of single operations");
         bench("micro", &[])?;
-        run.say("instructions of single steps");
+        run.say("instruction counts of single operations");
         bench("instructions", &["--save-summary=json"])?;
         let mut case = Case::new("micro", "Single steps", "none", &["ns", "instructions"]);
-        // By name: what both have measured is one row.
+        // Keyed by name: the time and the instruction count of one operation share a row.
         let mut steps = BTreeMap::<String, [f64; 2]>::new();
         let unknown = [f64::NAN; 2];
         let mut files = Vec::new();
@@ -91,7 +91,7 @@ fn first_number(value: &Value) -> Option<f64> {
     }
 }
 
-/// Files below `folder` whose path ends so, in order.
+/// The files below `folder` whose path ends in `end`, sorted.
 fn find(folder: &Path, end: &str, files: &mut Vec<PathBuf>) -> Result<()> {
     let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
     let mut paths = Vec::new();

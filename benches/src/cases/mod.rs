@@ -1,4 +1,4 @@
-//! What is measured.
+//! The cases: each module measures one group of them.
 
 pub(crate) mod calls;
 pub(crate) mod load;

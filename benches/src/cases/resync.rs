@@ -1,6 +1,6 @@
-//! A full resync: a vault with an empty store is shown every tenant of a fleet, one statement
-//! after the other, each judged, written and synced before it is accepted. Its time and what it
-//! writes have to grow with the tenants, not with their square.
+//! Case `resync`: a vault with an empty store receives the statements of every tenant of a fleet,
+//! one after the other. The vault checks, writes and syncs each statement before it accepts it.
+//! Time and written bytes have to grow linearly with the number of tenants, not with its square.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -19,12 +19,12 @@ use crate::peer::Who;
 use crate::process::kib;
 use crate::report::{Case, Row};
 
-/// Tenants of the fleet.
+/// Number of tenants in the fleet, for each run.
 const TENANTS: [u32; 4] = [500, 1000, 2000, 10_000];
-/// When everything expires.
+/// When every statement expires.
 const FAR: u64 = 4_000_000_000;
 
-/// A vault that has just started, and the root.
+/// A vault that has just started with an empty store, and the root key.
 struct Vault {
     child: Child,
     control: Control<ToVault, FromVault>,
@@ -88,7 +88,7 @@ impl Vault {
         }
     }
 
-    /// A figure that the kernel keeps of the process.
+    /// One of the kernel's counters for the vault's process.
     fn figure(&self, file: &str, name: &str) -> Result<u64> {
         let text = std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id()))?;
         if let Some(kib) = kib(&text, name) {
@@ -102,7 +102,7 @@ impl Vault {
     }
 }
 
-/// See the module.
+/// Runs the case.
 pub(crate) async fn run(run: &Run) -> Result<Case> {
     let title = "A full resync of a vault, one statement of each tenant";
     let columns = ["seconds", "MB written", "MB resident"];

@@ -1,6 +1,7 @@
-//! Push to many nodes: real QUIC and the real protocol, from nodes that run no functions. How long
-//! a manifest takes to all of them, what each costs the control plane, and how they come back when
-//! it has restarted.
+//! Case `scale`: push to many nodes over real QUIC with the real protocol, from simulated nodes
+//! that run no functions. The case measures how long a manifest takes to reach all nodes, what each
+//! node costs the control plane, and how fast the nodes reconnect after a restart of the control
+//! plane.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,33 +27,34 @@ use crate::plot;
 use crate::process::{kib, pss_kib};
 use crate::report::{Case, Row};
 
-/// Connected nodes.
+/// Numbers of connected nodes.
 const NODES: [u32; 3] = [100, 1000, 10_000];
-/// Memory that a node takes, here and in the control plane, KiB; as many are connected as there is
-/// memory for.
+/// Memory that a node takes in this process and in the control plane together, KiB. Runs that need
+/// more than the free memory are skipped.
 const NODE_KIB: u64 = 1024;
-/// Nodes that join at a time; the control plane takes 16 strangers of an address.
+/// Nodes that join concurrently; the control plane permits 16 connections of unadmitted nodes from
+/// one address.
 const JOINS_AT_A_TIME: usize = 8;
-/// Deployments, one after the other.
+/// Deployments of each run, one after the other.
 const DEPLOYS: u64 = 5;
-/// Percentiles that are told: the middle, nearly all, all.
+/// The reported percentiles.
 const PARTS: [usize; 3] = [50, 99, 100];
-/// Drawn of each line.
+/// Points that are drawn of each line.
 const POINTS: usize = 500;
-/// Until all have answered.
+/// Longest wait for the reports of all nodes.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Of a descriptor each, and some more.
+/// Limit on open descriptors: each node needs one, the case some more.
 const DESCRIPTORS: u64 = 64 * 1024;
 
-/// What a node has to say.
+/// What a simulated node reports to the case.
 enum Said {
-    /// It has this manifest.
+    /// The node has the manifest of this version.
     Has(u64, Instant),
-    /// It is served again, after the control plane was away.
+    /// The control plane serves the node again, after its restart.
     Back(Instant),
 }
 
-/// A fleet of nodes.
+/// A fleet of simulated nodes.
 struct Many {
     control: Control,
     plane: Arc<Plane>,
@@ -104,7 +106,8 @@ impl Many {
         })
     }
 
-    /// Waits until all have said so; how long each took since then.
+    /// Waits until every node has reported what `is_it` accepts; returns each node's time since
+    /// `since`, in milliseconds, sorted.
     async fn all(
         &mut self,
         since: Instant,
@@ -113,8 +116,9 @@ impl Many {
         let mut times = Vec::new();
         while times.len() < self.count as usize {
             let said = tokio::time::timeout(PATIENCE, self.said.recv()).await;
-            let said =
-                said.with_context(|| format!("{} of {} have answered", times.len(), self.count))?;
+            let said = said.with_context(|| {
+                format!("reports of {} of {} nodes in time", times.len(), self.count)
+            })?;
             if let Some(at) = said.as_ref().and_then(&is_it) {
                 times.push(at.duration_since(since).as_secs_f64() * 1e3);
             }
@@ -123,9 +127,12 @@ impl Many {
         Ok(times)
     }
 
-    /// Processor time of the control plane so far.
+    /// Processor time that the control plane has used so far.
     fn cpu(&self) -> Result<Duration> {
-        let pid = self.control.pid().context("the control plane runs")?;
+        let pid = self
+            .control
+            .pid()
+            .context("the control plane is not running")?;
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let (_, rest) = stat.rsplit_once(')').context("a process's stat")?;
         let ticks = rest.split_whitespace().skip(11).take(2);
@@ -136,11 +143,15 @@ impl Many {
     }
 
     fn pss_kib(&self) -> Result<u64> {
-        pss_kib(self.control.pid().context("the control plane runs")?)
+        pss_kib(
+            self.control
+                .pid()
+                .context("the control plane is not running")?,
+        )
     }
 }
 
-/// A node with a token of its own, which the operator admits.
+/// Joins a node with a join token of its own, and has the operator admit it.
 async fn join(plane: &Plane, fleet: &Fleet, number: u32) -> Result<(u32, Node)> {
     let key = key(number)?;
     let label = format!("edge-{number}");
@@ -171,7 +182,7 @@ async fn expect(node: &mut Node, event: &NodeEvent) -> Result<()> {
     Ok(())
 }
 
-/// Accepts what comes, says what it has, and comes back when the connection is lost.
+/// Acknowledges statements, reports manifests, and reconnects when the connection is lost.
 async fn live(
     mut node: Node,
     number: u32,
@@ -197,13 +208,13 @@ async fn live(
         }
         if let Ok(NodeEvent::Welcome { .. }) = node.next().await {
             pauses = RECONNECT.build();
-            // Nobody listens any more: the case is over.
+            // The send fails only after the end of the case, when nobody receives reports any more.
             let _heard = say.send(Said::Back(Instant::now()));
         }
     }
 }
 
-/// Until the connection is lost.
+/// Serves one connection until it is lost.
 async fn serve(node: &mut Node, say: &mpsc::UnboundedSender<Said>) {
     loop {
         match node.next().await {
@@ -216,16 +227,16 @@ async fn serve(node: &mut Node, say: &mpsc::UnboundedSender<Said>) {
                 }
             }
             Ok(_) => {}
-            // Nothing has come for a while.
+            // A quiet connection is not an error.
             Err(why) if why == casemate_control_testing::node::QUIET => {}
             Err(_) => return,
         }
     }
 }
 
-/// See the module.
+/// Runs the case.
 pub(crate) async fn run(run: &Run) -> Result<Case> {
-    // Each node has a socket here, and the control plane inherits the bound.
+    // Each node has a socket in this process; the control plane inherits the limit on descriptors.
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let current = limit
         .maximum
@@ -241,7 +252,7 @@ pub(crate) async fn run(run: &Run) -> Result<Case> {
         let memory = std::fs::read_to_string("/proc/meminfo")?;
         let available_kib = kib(&memory, "MemAvailable").context("meminfo without MemAvailable")?;
         if available_kib < u64::from(count) * NODE_KIB {
-            run.say(&format!("scale: no memory for {count} nodes"));
+            run.say(&format!("scale: not enough free memory for {count} nodes"));
             break;
         }
         run.say(&format!("scale: {count} nodes join"));
@@ -250,7 +261,10 @@ pub(crate) async fn run(run: &Run) -> Result<Case> {
     Ok(case)
 }
 
-#[allow(clippy::cast_precision_loss, reason = "some million")]
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "the counts stay below some million"
+)]
 async fn one(count: u32, case: &mut Case, run: &Run) -> Result<()> {
     let mut many = Many::start(count, run).await?;
     let before_kib = many.pss_kib()?;
@@ -270,14 +284,14 @@ async fn one(count: u32, case: &mut Case, run: &Run) -> Result<()> {
     }
     all.sort_by(f64::total_cmp);
     case.rows.push(Row::of_once(
-        format!("{count} nodes: manifest handed in until a node has it"),
+        format!("{count} nodes: time from the upload of a manifest until a node has it"),
         Who::Casemate,
         PARTS.map(|part| percentile(&all, part)),
     ));
     let cpu_us = (many.cpu()?.saturating_sub(cpu)).as_secs_f64() * 1e6;
     let each = f64::from(count);
     case.rows.push(Row::of_once(
-        format!("{count} nodes: control plane's processor time, us a node and deployment; memory, KiB a node; memory, MiB"),
+        format!("{count} nodes: control plane's processor time per node and deployment, us; memory per node, KiB; memory in all, MiB"),
         Who::Casemate,
         [
             cpu_us / each / DEPLOYS as f64,
@@ -287,7 +301,7 @@ async fn one(count: u32, case: &mut Case, run: &Run) -> Result<()> {
     ));
     let name = format!("scale-{count}.svg");
     many.control.kill()?;
-    // Long enough that every node has noticed and waits.
+    // Long enough for every node to notice the loss and to be in its back-off.
     tokio::time::sleep(Duration::from_secs(5)).await;
     block_in_place(|| many.control.restart())?;
     let started = Instant::now();
@@ -297,7 +311,9 @@ async fn one(count: u32, case: &mut Case, run: &Run) -> Result<()> {
     };
     let back = many.all(started, back).await?;
     case.rows.push(Row::of_once(
-        format!("{count} nodes: control plane restarted until a node is served again"),
+        format!(
+            "{count} nodes: time from the control plane's restart until a node is served again"
+        ),
         Who::Casemate,
         PARTS.map(|part| percentile(&back, part)),
     ));

@@ -1,5 +1,5 @@
-//! Time until the first answer: of a function that has been idle so long that no worker runs, and
-//! of a function that is new.
+//! Cases `cold` and `deploy`: time until the first answer of an idle function without a running
+//! worker, and of a newly deployed version.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,9 +17,9 @@ use crate::ours::{Ours, host};
 use crate::peer::{self, Who};
 use crate::report::{Case, Row};
 
-/// Cold starts of each runtime.
+/// Cold starts measured for each runtime.
 const STARTS: usize = 30;
-/// Versions that are deployed.
+/// Versions that the case deploys.
 const DEPLOYS: u32 = 15;
 
 const COLUMNS: [&str; 3] = ["p50 us", "p90 us", "p99 us"];
@@ -40,9 +40,9 @@ fn row(what: &str, who: Who, times: &[Duration], ours: Option<f64>) -> Row {
     }
 }
 
-/// The first answer of a function that does not run. Casemate has a spare worker waiting, which has
-/// had no function yet; of the other runtimes a process is started, because a process is their wall
-/// around a tenant.
+/// The first answer of a function that is not running. Casemate has a spare worker waiting that has
+/// not run a function yet. For each other runtime a process is started, because the process is the
+/// boundary around a tenant there.
 pub(crate) async fn cold(run: &Run) -> Result<Case> {
     let code = block_in_place(|| peer::bundled("hello", &run.folder))?;
     let ours = block_in_place(|| Ours::start(Workers::default()))?;
@@ -92,14 +92,14 @@ async fn cold_worker(ours: &Ours, host: &str) -> Result<Duration> {
         status["state"]["workers"]["spare"].as_u64() == Some(1)
             && status["workers"].as_array().is_some_and(Vec::is_empty)
     };
-    block_in_place(|| node.wait_for("a spare and no other worker", SOON, spare))?;
+    block_in_place(|| node.wait_for("a spare worker and no other", SOON, spare))?;
     let started = Instant::now();
     let answer = caller::get(node.gateway, host, "/cold").await?;
     ensure!(answer.status == 200, "{}", answer.text());
     Ok(started.elapsed())
 }
 
-/// From the deployment to the first answer of the new version.
+/// Time from the deployment to the first answer of the new version.
 pub(crate) async fn deploy(run: &Run) -> Result<Case> {
     let ours = block_in_place(|| Ours::start(Workers::default()))?;
     let code = run.folder.join("version.js");
@@ -109,7 +109,8 @@ pub(crate) async fn deploy(run: &Run) -> Result<Case> {
     for version in 1..=DEPLOYS {
         write_version(&code, version)?;
         let project = ours.project("version", "", &code)?;
-        // Without a spare, the time that the next spare takes to start would be measured.
+        // Without a waiting spare, the figure would include the time that the next spare takes to
+        // start.
         let spare =
             |status: &serde_json::Value| status["state"]["workers"]["spare"].as_u64() == Some(1);
         block_in_place(|| ours.fleet.node.wait_for("a spare", SOON, spare))?;
@@ -150,7 +151,10 @@ async fn until(gateway: SocketAddr, version: u32) -> Result<()> {
         if answer.text() == version {
             return Ok(());
         }
-        ensure!(Instant::now() < end, "version {version} does not come");
+        ensure!(
+            Instant::now() < end,
+            "no answer of version {version} in time"
+        );
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

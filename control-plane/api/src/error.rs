@@ -65,7 +65,7 @@ pub mod code {
     pub const QUOTA_EXCEEDED: &str = "quota_exceeded";
     /// 422: the bytes do not have the digest in the path; `details.digest`.
     pub const DIGEST_MISMATCH: &str = "digest_mismatch";
-    /// 422: neither a release nor a secret of this tenant.
+    /// 422: the uploaded object is neither a release nor a secret of this tenant.
     pub const OBJECT_MALFORMED: &str = "object_malformed";
     /// 409: another manifest came first; `details.version` and `details.digest` are those of the
     /// current one.

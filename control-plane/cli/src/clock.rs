@@ -64,7 +64,8 @@ impl Clocks {
             Some(differ) if self.ours.abs_diff(self.theirs) > MAX_SIGNING_SKEW_SECS => {
                 Err(Error::new(
                     Code::Refused,
-                    "nothing is signed with a clock that is wrong: what is signed bears its time",
+                    "nothing is signed while a clock is wrong: every statement contains the time \
+                     of its signature",
                     "set the clock that is wrong, this machine's or the control plane's, and run \
                      the command again",
                 )

@@ -68,7 +68,7 @@ impl Home {
         Self::of_profile(given, None)
     }
 
-    /// The same, with `casemate-PROFILE` in place of `casemate`.
+    /// Like [`Home::locate`], with `casemate-PROFILE` in place of `casemate`.
     ///
     /// # Errors
     /// See [`Home::locate`].

@@ -62,7 +62,7 @@ impl Passphrases {
             Error::new(
                 Code::Input,
                 "cannot read the passphrase file",
-                "check the path and who may read it",
+                "check the path and the file's permissions",
             )
             .at(path.display())
             .source(error)
@@ -144,7 +144,7 @@ fn ask(prompt: &str) -> Result<Secret, Error> {
 pub enum Protection {
     /// Only by the mode of its file.
     Plain,
-    /// By a passphrase.
+    /// The key is encrypted with a passphrase.
     Passphrase(Secret),
 }
 

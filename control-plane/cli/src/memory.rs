@@ -414,8 +414,9 @@ pub fn refused(what: &str, refusal: Refusal) -> Error {
         | Refusal::RevocationsVersionLower(..)
         | Refusal::TenantVersionLower(..)
         | Refusal::ManifestVersionLower(..) => {
-            "the control plane shows something older than this home has seen: it was restored from \
-             an old backup, or an attacker rolls it back. Ask the operator; nothing was accepted"
+            "the control plane shows an older statement than this home has seen: it was restored \
+             from an old backup, or an attacker rolls it back. Ask the operator; nothing was \
+             accepted"
         }
         Refusal::RootEqualOther
         | Refusal::OnlineEqualOther

@@ -304,7 +304,7 @@ fn write_out(text: &str) -> Result<(), Error> {
         Err(error) => Err(Error::new(
             Code::Io,
             "cannot write to standard output",
-            "check where it leads to",
+            "check the file or program that receives it",
         )
         .source(error)),
         Ok(()) => Ok(()),

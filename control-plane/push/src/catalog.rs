@@ -1,4 +1,5 @@
-//! What the control plane's end reads, and what it reports to its shell.
+//! The interfaces of the control plane's end: the catalog that it reads, and its reports to the
+//! shell.
 
 use casemate_trust::id::{Digest, FleetId, TenantId};
 use casemate_trust::key::PublicKey;
@@ -45,7 +46,7 @@ pub struct Member {
     pub fleet: FleetId,
 }
 
-/// What the shell has to write.
+/// Output that the shell has to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Transmit {
     /// Write this frame.

@@ -48,8 +48,8 @@ struct Object {
 }
 
 /// The control plane's end of one connection: a state machine without IO, owned by the task that
-/// serves the connection. `receive` takes bytes, `poll_event` says what to do, `poll_transmit`
-/// gives what to write; the crate's documentation has the order.
+/// serves the connection. `receive` takes bytes, `poll_event` returns the shell's next task,
+/// `poll_transmit` returns bytes to write; the crate's documentation has the order.
 #[derive(Debug)]
 pub struct ControlEnd {
     /// The version of the handshake.

@@ -52,7 +52,7 @@
 //!         NodeEvent::Object { .. } => {}
 //!         // Everything up to here was answered: `cursor` may be stored.
 //!         NodeEvent::Synced { .. } => {}
-//!         // Now a member: say what is there.
+//!         // The node is now a member: announce its state.
 //!         NodeEvent::Admitted => {} // node.hello(hello)?
 //!         _ => {}
 //!     }

@@ -281,7 +281,7 @@ fn run(seed: u64) {
     link = Link::new(&vault);
     link.settle(&world, &mut vault, &mut dice);
     assert_caught_up(&world, &vault, seed);
-    // What was synced is not sent again.
+    // Synchronised statements are not sent again.
     let mut again = Link::new(&vault);
     let before = vault.has.clone();
     again

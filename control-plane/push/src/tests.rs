@@ -383,8 +383,8 @@ fn a_node_says_what_it_does_not_keep_once_it_is_known() {
     assert!(said.message.len() <= MAX_TEXT_BYTES);
 }
 
-/// What a hostile control plane may not send as a piece of an image, and a hostile node not ask
-/// for.
+/// A hostile control plane sends invalid pieces of an image, and a hostile node requests invalid
+/// pieces.
 #[test]
 fn pieces_of_images_are_bounded_and_come_one_at_a_time() {
     let world = World::new(1);

@@ -41,7 +41,7 @@ pub struct Versions {
     pub newest: u16,
 }
 
-/// What a handshake has agreed on.
+/// The result of a handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Agreed {
     /// This version is spoken.
@@ -50,7 +50,7 @@ pub enum Agreed {
     Apart,
 }
 
-/// What a node says that has no version in common with the control plane.
+/// The message of a node that has no version in common with the control plane.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
     /// Its oldest version.
@@ -75,7 +75,7 @@ impl Versions {
         versions.chain([APART.to_vec()]).collect()
     }
 
-    /// What the name means that the handshake has agreed on; `None` if it is none of
+    /// Interprets the protocol name that the handshake has agreed on; `None` if the name is none of
     /// [`Versions::alpns`].
     pub fn agreed(self, name: &[u8]) -> Option<Agreed> {
         if name == APART {
@@ -197,7 +197,8 @@ mod tests {
         }
     }
 
-    /// What is in use keeps its name, or nodes and control planes would no longer meet.
+    /// Names in use must not change, or nodes and control planes would no longer agree on a
+    /// version.
     #[test]
     fn names_of_versions_do_not_change() {
         let names = |versions: Versions| -> Vec<String> {

@@ -37,7 +37,7 @@ pub(crate) struct Arrivals {
 #[derive(Debug, Default)]
 struct Table {
     next: u64,
-    /// By number, so the first is the oldest.
+    /// Waiting connections by number, so the first is the oldest.
     waiting: BTreeMap<u64, Waiting>,
     /// Numbers by network, ascending. Invariant: holds exactly the numbers of `waiting`, and no
     /// empty entry.

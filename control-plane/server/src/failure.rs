@@ -44,7 +44,7 @@ impl Failure {
         Self::new(73, message)
     }
 
-    /// The same for a file.
+    /// A file cannot be written.
     pub(crate) fn cannot_write(path: &Path, error: &std::io::Error) -> Self {
         Self::cannot_create(format!("cannot write {}: {error}", path.display()))
     }

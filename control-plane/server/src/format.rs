@@ -15,7 +15,7 @@ const STATE: Format = Format {
     what: "the control plane's state",
     newest: 1,
 };
-/// What a backup says of itself: the file in its folder.
+/// The file in a backup's folder that describes the backup.
 pub(crate) const BACKUP_LABEL: &str = "backup.json";
 /// A backup: the folder's own layout. The state in it has a format file as well.
 pub(crate) const BACKUP: Format = Format {

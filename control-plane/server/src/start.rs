@@ -100,7 +100,7 @@ struct Addresses {
     quic: String,
 }
 
-/// What is bound and opened before anything is served.
+/// The sockets and files that are opened before the control plane serves.
 struct Started {
     keys: Arc<Keys>,
     listener: TcpListener,
@@ -208,7 +208,7 @@ fn must_be_readable(state: &Path) -> Result<(), Failure> {
     Err(Failure::config(message))
 }
 
-/// What is done before the first request. Nothing here keeps the control plane from starting.
+/// Prepares the state before the first request. A failure here does not prevent the start.
 async fn prepare(plane: &Plane) {
     // A full disk must not prevent the start: the control plane is needed most then.
     plane.reserve().await.ok();

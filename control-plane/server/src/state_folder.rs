@@ -1,4 +1,4 @@
-//! What lies in a state folder, and the state that is opened from it.
+//! The files of a state folder, and the state that is loaded from them.
 
 use std::path::Path;
 

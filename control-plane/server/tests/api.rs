@@ -1,5 +1,5 @@
 //! The API over TLS: statements, deploys, conflicts, scopes, limits, the audit chain.
-// A test that cannot go on fails.
+// A panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
 #[path = "api/access.rs"]

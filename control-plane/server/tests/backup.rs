@@ -1,5 +1,5 @@
 //! Backups of a running control plane, and their restore.
-// A test that cannot go on fails.
+// A panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,5 +1,5 @@
 //! A tenant's limits at the control plane.
-// A test that cannot go on fails.
+// A panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
 mod support;

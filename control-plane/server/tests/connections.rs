@@ -1,5 +1,5 @@
 //! Silent connections do not keep others out.
-// A test that cannot go on fails.
+// A panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,6 +1,6 @@
 //! State folders and backups of earlier programs: this control plane shows, serves and continues
 //! their content.
-// A test that cannot go on fails.
+// A panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../../tests/fixtures/archive.rs"]

@@ -1,6 +1,6 @@
 //! Statements of freshness at the control plane: judged, pushed, replaced, and dropped with their
 //! manifest.
-// A test that cannot go on fails.
+// A panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
 mod support;

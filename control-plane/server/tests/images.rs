@@ -1,5 +1,5 @@
 //! Images over the real API and real QUIC: uploaded in parts, signed for, pushed to their pools, fetched in pieces.
-// A test that cannot go on fails.
+// A panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,5 +1,5 @@
 //! Nodes over real QUIC: joining, being served, reconnecting, being revoked.
-// A test that cannot go on fails.
+// A panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
 #[path = "nodes/keys.rs"]
@@ -85,7 +85,7 @@ async fn a_node_joins_and_is_served_on_the_same_connection() {
     node.write().await;
     acknowledged(&tenant, &id, second, true).await;
     let has = came.has();
-    it_comes_again(&control, &fleet, has, pushed.has()).await;
+    reconnects(&control, &fleet, has, pushed.has()).await;
 }
 
 /// Waits until the node has manifest 2, and whether its bundles are stored.
@@ -102,8 +102,9 @@ async fn acknowledged(tenant: &Client, id: &TenantId, manifest: Digest, is_store
     .await;
 }
 
-/// Coming again with what it has, a node is sent nothing; with another manifest it does not count.
-async fn it_comes_again(control: &Control, fleet: &Fleet, mut has: Has, pushed: Has) {
+/// A node that reconnects with the newest statements is sent nothing; a node with another manifest
+/// does not count.
+async fn reconnects(control: &Control, fleet: &Fleet, mut has: Has, pushed: Has) {
     let tenant = control.client(&fleet.tenant_token);
     let id = fleet.tenant.id;
     has.tenants
@@ -350,7 +351,7 @@ async fn revoking_closes_the_connection_at_once_and_for_good() {
 }
 
 #[tokio::test]
-async fn leases_are_signed_with_the_liveness_key_for_who_asks() {
+async fn leases_are_signed_with_the_liveness_key_for_the_requesting_node() {
     let control = Control::new().await;
     let fleet = Fleet::new(&control).await;
     let client = control.client(&fleet.tenant_token);

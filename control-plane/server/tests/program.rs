@@ -1,5 +1,5 @@
 //! The program: its output and its exit codes.
-// A test that cannot go on fails.
+// A panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
 mod support;

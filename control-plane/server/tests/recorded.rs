@@ -1,7 +1,7 @@
 //! Requests that earlier command lines have sent are sent again: this control plane answers each
 //! like the earlier one did, with at least the same fields, and today's command line reads the
 //! earlier answers.
-// A test that cannot go on fails.
+// A panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../../tests/fixtures/archive.rs"]

@@ -1,6 +1,6 @@
 //! The root's list of revoked nodes at the control plane: enforced at once, for ever, and sent to
 //! the nodes that it names.
-// A test that cannot go on fails.
+// A panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,5 +1,5 @@
 //! A tenant's storage: its limit, and the removal of items that nothing lists.
-// A test that cannot go on fails.
+// A panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
 #[path = "storage/full_disk.rs"]
@@ -28,7 +28,7 @@ use support::{Client, Control, Fleet, Node, eventually};
 
 /// Older than any item that a manifest may be about to list.
 const LONG_AGO: Duration = Duration::from_secs(2 * 60 * 60);
-/// Young enough to stay, too old to stay certainly until a manifest arrives.
+/// Young enough to stay now, too old to be certain to stay until a manifest arrives.
 const A_WHILE_AGO: Duration = Duration::from_secs(45 * 60);
 
 fn bundle_path(bundle: &[u8]) -> String {
@@ -358,7 +358,7 @@ async fn a_kill_during_a_removal_loses_no_listed_item() {
     assert_eq!(left(&control, &listed).await, 0);
 }
 
-/// Puts many bundles and objects beside those that are listed; the digests of what is kept.
+/// Adds many unlisted bundles and objects; returns the digests of the listed ones.
 async fn unlisted_beside(control: &Control, id: &TenantId) -> Vec<String> {
     let store = open(control);
     let kept = store.range("kept/", None, 1000).await.unwrap();

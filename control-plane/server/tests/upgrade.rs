@@ -2,7 +2,7 @@
 //! protocol, and programs that support that and the next, in either order; and with programs that
 //! have no version in common. The numbers are the test's: all versions mean the same, because only
 //! one exists. When the first real change comes, these tests use it.
-// A test that cannot go on fails.
+// A panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -1,4 +1,4 @@
-//! What every backend does, as a function that panics when one does not.
+//! The contract of every backend, as a function that panics when a backend breaks it.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What can go wrong, and who has to do something.
+//! The errors of a store, by who has to act.
 
 use std::path::PathBuf;
 
@@ -41,12 +41,12 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// A comparison failed.
-    #[error("the key {0} is not as it was expected to be")]
+    #[error("the value of the key {0} is not the expected one")]
     Conflict(String),
     /// Longer ago than is remembered.
     #[error("revision {asked} is no longer remembered, the oldest is {oldest}")]
     Compacted {
-        /// What was asked for.
+        /// The requested revision.
         asked: u64,
         /// The oldest after which a watch can begin.
         oldest: u64,
@@ -54,11 +54,11 @@ pub enum StoreError {
     /// Over a bound.
     #[error("{what}: expected at most {most}, got {got}")]
     TooLarge {
-        /// Of what.
+        /// The kind of the value.
         what: &'static str,
         /// The bound.
         most: usize,
-        /// What came.
+        /// The size found.
         got: usize,
     },
     /// The store is going away.

@@ -1,4 +1,4 @@
-//! A fleet with one pool and one tenant: what an operator and a tenant would sign.
+//! A fleet with one pool and one tenant, and the statements that an operator and a tenant sign.
 
 use casemate_api::fleet::PublicKeys;
 use casemate_api::token::{MadeToken, NewToken, Scope};
@@ -33,8 +33,8 @@ pub fn random(bytes: &mut [u8]) {
     ring::rand::SystemRandom::new().fill(bytes).unwrap();
 }
 
-/// A fleet with one tenant, whose keys the test has: signs what an operator and a tenant would
-/// sign.
+/// A fleet with one tenant. The test has its keys, and signs the statements of the operator and of
+/// the tenant.
 pub struct Fleet {
     pub id: FleetId,
     pub root: Envelope,
@@ -64,7 +64,7 @@ impl Fleet {
         fleet
     }
 
-    /// The same, where a control plane already has these statements.
+    /// The fleet of a control plane that already has these statements.
     pub fn of_earlier(tenant_token: String) -> Self {
         let root = Root {
             version: 1,
@@ -164,7 +164,7 @@ impl Fleet {
             .sign(&[&key(10)])
     }
 
-    /// Uploads these and submits the manifest.
+    /// Uploads a bundle, a release and a secret, and submits the manifest.
     pub async fn deploy(&self, client: &Client, version: u64, bundle: &[u8]) -> Envelope {
         let manifest = self.upload(client, version, bundle).await;
         let path = tenant_path(&self.tenant.id, "manifest");

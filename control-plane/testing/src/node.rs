@@ -43,7 +43,7 @@ pub struct Node {
     _endpoint: Endpoint,
 }
 
-/// The client configuration of a node with this key, which expects that key.
+/// The client configuration of a node with this key, which expects that key of the control plane.
 pub fn quic_config(
     key: &SigningKey,
     control: PublicKey,
@@ -107,7 +107,7 @@ pub fn hello(name: &str, key: &SigningKey, fleet: FleetId) -> Hello {
     }
 }
 
-/// Everything that came until the sync.
+/// Everything that the node received until the end of the synchronisation.
 #[derive(Debug, Default)]
 pub struct Came {
     pub statements: Vec<(StatementId, Vec<u8>)>,
@@ -119,7 +119,7 @@ impl Came {
         self.statements.iter().map(|(id, _)| id.clone()).collect()
     }
 
-    /// What a vault that accepted all of it would list in its hello.
+    /// The list for the hello of a vault that has accepted all received statements.
     pub fn has(&self) -> Has {
         let mut has = Has::default();
         for (id, bytes) in &self.statements {
@@ -162,14 +162,14 @@ impl Came {
 }
 
 /// The error of [`Node::next`] when nothing has come for [`SOON`].
-pub const QUIET: &str = "too long";
+pub const QUIET: &str = "nothing received in time";
 
 impl Node {
     pub async fn connect(control: &Plane, key: &SigningKey, end: NodeEnd) -> Self {
         Self::try_connect(control, key, end).await.unwrap()
     }
 
-    /// The same, if the control plane may be absent.
+    /// Like [`Self::connect`], if the control plane may be absent.
     ///
     /// # Errors
     /// There is no answer, or an unexpected one.
@@ -258,7 +258,7 @@ impl Node {
         self.try_write().await.unwrap();
     }
 
-    /// The same, if the control plane may not read.
+    /// Like [`Self::write`], if the control plane may not read.
     ///
     /// # Errors
     /// The connection is lost.
@@ -292,7 +292,7 @@ impl Node {
         }
     }
 
-    /// Accepts everything until it is synced.
+    /// Acknowledges everything until the control plane reports the end of the synchronisation.
     pub async fn sync(&mut self) -> Came {
         let mut came = Came::default();
         loop {
@@ -445,7 +445,7 @@ pub async fn serving(control: &Plane) -> (Fleet, Client, Node) {
     (fleet, tenant, node)
 }
 
-/// A node that has joined and got everything.
+/// A node that has joined and received all statements.
 pub async fn member(control: &Plane, fleet: &Fleet, node: &str, key: &SigningKey) -> Node {
     let token = fleet.join_token(control, node, LATER).await;
     let mut joined = joining(control, fleet, &token, key).await;

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_goes_in_comes_out_and_twice_the_same() {
+    fn the_archive_holds_every_file_and_is_reproducible() {
         let mut tree = Tree::default();
         tree.program("init", b"#".to_vec()).unwrap();
         tree.file("etc/a", b"12345".to_vec()).unwrap();

@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_goes_in_comes_out_and_twice_the_same() {
+    fn the_image_holds_every_file_and_is_reproducible() {
         let large: Vec<u8> = (0..400_000_u32).flat_map(u32::to_le_bytes).collect();
         let mut tree = Tree::default();
         tree.program("usr/bin/a", large.clone()).unwrap();

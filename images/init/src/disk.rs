@@ -84,7 +84,7 @@ pub(crate) fn mount(page: &mut Page) -> Result<PathBuf, Problem> {
         // The content belongs to another system and must not be overwritten.
         Content::Other => Err(Problem::new(
             format!(
-                "the partition {PARTITION} ({}) holds data that is not Casemate's",
+                "the partition {PARTITION} ({}) holds data that Casemate has not written",
                 device.display()
             ),
             "if the data is not needed, overwrite the first 64 KiB with zeros; the file system is then made at the next boot",
@@ -94,8 +94,12 @@ pub(crate) fn mount(page: &mut Page) -> Result<PathBuf, Problem> {
     // After an error the kernel makes the file system read-only, and the node reports that.
     mount_at(&device, FOLDER, "ext4", flags, c"errors=remount-ro").map_err(|error| {
         Problem::new(
-            format!("the state partition {} cannot be mounted: {error}", device.display()),
-            "restart; if it stays, the disk is damaged: replace it, and the node joins again with a new token",
+            format!(
+                "the state partition {} cannot be mounted: {error}",
+                device.display()
+            ),
+            "restart; if the failure repeats, the disk is damaged: replace it, and the node joins \
+             again with a new token",
         )
     })?;
     page.line("state", format!("{} on {}", PARTITION, device.display()));
@@ -197,7 +201,8 @@ fn run(command: &mut Command, most: i32) -> Result<(), Problem> {
     let failed = |why: String| {
         Problem::new(
             format!("{name} failed on the state partition: {why}"),
-            "restart; if it stays, the disk is damaged: replace it, and the node joins again with a new token",
+            "restart; if the failure repeats, the disk is damaged: replace it, and the node joins \
+             again with a new token",
         )
     };
     let output = command

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-/// Reads a JSON file of at most so many bytes, if the file exists.
+/// Reads a JSON file of at most `max_bytes` bytes, if the file exists.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(
     path: &Path,
     max_bytes: u64,

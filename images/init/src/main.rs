@@ -1,6 +1,6 @@
-//! `casemate-init`: the first program of a node's image. It makes the system the root, mounts the
-//! kernel's file systems, loads modules, reads the seed, finds or makes the state partition, brings
-//! up the network, and then runs the node and shows its state on the console.
+//! The program `casemate-init`, the first of a node's image. It switches to the system's root,
+//! mounts the kernel's file systems, loads modules, reads the seed, finds or makes the state
+//! partition, brings up the network, and then runs the node and shows its state on the console.
 //!
 //! Nothing on the machine accepts input from a person: there is no shell, no login and no port. The
 //! console shows each fault and its remedy; after a fault without a remedy the machine restarts
@@ -74,8 +74,8 @@ fn main() -> ExitCode {
 fn power(command: RebootCommand) -> String {
     rustix::fs::sync();
     match reboot(command) {
-        Ok(()) => "the kernel did not end the machine".to_owned(),
-        Err(error) => format!("the kernel did not end the machine: {error}"),
+        Ok(()) => "the kernel did not carry out the restart or power-off".to_owned(),
+        Err(error) => format!("the kernel did not carry out the restart or power-off: {error}"),
     }
 }
 
@@ -171,8 +171,8 @@ fn run() -> Result<node::End, Failure> {
     runtime()?.block_on(node::run(page, settings, seed, storage, update))
 }
 
-/// Shows a state in which nothing can be served, and waits for a while; then the machine looks
-/// again.
+/// Shows a state in which the machine cannot serve, and waits for a while; then the machine
+/// restarts.
 fn wait(mut page: Page, problem: console::Problem) -> Result<node::End, Failure> {
     page.state("waiting for the operator");
     page.problem(problem);

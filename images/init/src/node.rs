@@ -35,7 +35,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest status that is read, bytes.
 const MAX_STATUS_BYTES: u64 = 4 * 1024 * 1024;
 const STATUS_WITHIN: Duration = Duration::from_secs(5);
-/// A node that has not answered for so long is killed and started again.
+/// A node that has not answered for this time is killed and started again.
 const SILENT_FOR: Duration = Duration::from_secs(60);
 /// Pauses before an ended node is started again: the first again once the node has run for
 /// [`RAN_WELL`].
@@ -43,7 +43,7 @@ const RESTART: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_secs(1))
     .with_max_delay(Duration::from_secs(60))
     .without_max_times();
-/// A node that ran for so long counts as healthy.
+/// A node that ran for this time counts as healthy.
 const RAN_WELL: Duration = Duration::from_secs(60);
 /// The node starts after this wait without an address: it can serve what it has without a network.
 const NETWORK_WITHIN: Duration = Duration::from_secs(10);
@@ -119,7 +119,7 @@ impl Signals {
 /// How a wait ended.
 pub(crate) enum Waited<T> {
     End(End),
-    /// What was waited for is there.
+    /// The awaited value is available.
     Found(T),
     /// The time ran out.
     LongEnough,
@@ -186,7 +186,7 @@ pub(crate) async fn run(
         view: View::default(),
         last_end: None,
     };
-    // The node checks its walls once, at its start, so everything that they need is set up first.
+    // The node checks its sandbox once, at its start, so init first sets up everything that it needs.
     let folder = Path::new(MACHINE).parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(folder).map_err(Failure::step(format!("make {}", folder.display())))?;
     node.update

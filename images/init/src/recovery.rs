@@ -78,7 +78,8 @@ impl RecoveryKey {
     }
 
     fn cipher(&self) -> Result<LessSafeKey, &'static str> {
-        let key = UnboundKey::new(&AES_256_GCM, &*self.0).map_err(|_| "no cipher")?;
+        let key = UnboundKey::new(&AES_256_GCM, &*self.0)
+            .map_err(|_| "the cipher does not accept the key")?;
         Ok(LessSafeKey::new(key))
     }
 

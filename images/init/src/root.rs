@@ -1,5 +1,5 @@
-//! Makes the system the root. The initramfs holds this program, and the system as a compressed file
-//! system, of which only the files that are read take more memory.
+//! Makes the system the root file system. The initramfs contains this program and the system, which
+//! is a compressed file system: of its files, only those that are read take further memory.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -41,7 +41,7 @@ pub(crate) fn enter_system() -> Result<(), Failure> {
     mount(DISK, SECOND_ROOT, "squashfs", flags, None).map_err(failed("mount the system"))?;
     if Path::new(FROM_STUB).exists() {
         let place = format!("{SECOND_ROOT}{FROM_STUB}");
-        mount_bind(FROM_STUB, &place).map_err(failed("keep what the boot stub has measured"))?;
+        mount_bind(FROM_STUB, &place).map_err(failed("bind the boot stub's files"))?;
     }
     unmount("/dev", UnmountFlags::DETACH).map_err(failed("unmount /dev"))?;
     chdir(SECOND_ROOT).map_err(failed("change folder"))?;

@@ -1,4 +1,4 @@
-//! Whether the firmware starts only what is signed: its variable `SecureBoot` (UEFI 2.10, 3.3).
+//! Whether the firmware starts only signed programs: its variable `SecureBoot` (UEFI 2.10, 3.3).
 
 use std::fs;
 use std::path::Path;

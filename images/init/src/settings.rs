@@ -124,7 +124,7 @@ fn parse<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, Vec<String>> 
     })
 }
 
-/// Whether a name can be an interface's, and leads to no other folder.
+/// Whether a name is valid for an interface, and is not a path into another folder.
 fn is_interface(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..16).contains(&name.len()) && name.bytes().all(is_plain) && !name.starts_with('.')
@@ -258,7 +258,7 @@ impl Settings {
         let mut files = before.files.clone();
         files.extend(given.clone());
         let token = seed.items.get(JOIN_TOKEN).map(|item| item.bytes.clone());
-        // A file that cannot be read may have demanded it.
+        // An invalid storage.toml may have demanded a TPM.
         let is_unsound = seed.items.contains_key(STORAGE) && !files.contains_key(STORAGE);
         let storage = read_in::<Storage>(&files, STORAGE);
         let mut settings = Self {
@@ -461,7 +461,7 @@ mod tests {
     use crate::recovery::random_key;
 
     #[test]
-    fn what_is_kept_is_proven_by_who_has_opened_the_key() {
+    fn stored_files_need_a_proof_made_with_the_opened_key() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(KEPT);
         assert_eq!(Kept::read(&path).unwrap(), Kept::default());
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn who_reads_a_file_is_told_by_what_is_in_it() {
+    fn the_content_of_a_file_determines_its_owner() {
         assert_eq!(
             owner("key.pem", b"-----BEGIN PRIVATE KEY-----\n"),
             Some(GATEWAY)

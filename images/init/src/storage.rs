@@ -59,7 +59,7 @@ struct Kept {
     recovery: Vec<u8>,
 }
 
-/// What the operator and this boot allow.
+/// The operator's and this boot's conditions for opening a key.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Terms<'a> {
     /// The recovery key, if the seed has one.
@@ -205,7 +205,7 @@ impl Storage {
             // put the file there and know the key.
             Ok(bytes) if has_sealed => <[u8; KEY_BYTES]>::try_from(&Zeroizing::new(bytes)[..])
                 .map(Zeroizing::new)
-                .map_err(|_| lost("the vault's file is no storage key")),
+                .map_err(|_| lost("the vault's file is not a storage key")),
             Err(error) if has_sealed => Err(lost(&error.to_string())),
             _ => random_key().map_err(random),
         };
@@ -245,7 +245,7 @@ impl Storage {
                 page.line("key", "sealed to the TPM");
                 let (key, recovery) = payload.split_first_chunk().ok_or_else(|| {
                     Problem::new(
-                        "what the TPM has sealed is no storage key",
+                        "the TPM's sealed object is not a storage key",
                         "give the recovery key",
                     )
                 })?;
@@ -272,13 +272,13 @@ impl Storage {
         let (key, recovery) = opened.map_err(|wrong| {
             Problem::new(
                 format!("the storage key stays sealed ({why}), and the recovery key does not open it: {wrong}"),
-                "compare it with what was shown at this machine's first boot",
+                "compare it with the key that this machine showed at its first boot",
             )
         })?;
         let older = boot.is_older().unwrap_or_else(Some);
         let may_seal = older.is_none() && !terms.is_trial;
         let mode = if may_seal && boot.sealer().is_ok() {
-            // Who gives the recovery key has proven to own this machine, and has seen the key.
+            // A person who gives the recovery key owns this machine, and has seen the key.
             let parts = Sealing {
                 key: &key,
                 recovery: &recovery,

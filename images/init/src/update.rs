@@ -50,7 +50,7 @@ const MAX_FILE_BYTES: u64 = 64 * 1024;
 const MAX_REFUSED: usize = 16;
 /// Time until a storage key that does not open is tried again: the fault may have passed.
 const LOOKS_AGAIN: Duration = Duration::from_secs(120);
-/// The same time with an image on trial: a key that stays sealed shows that the image is bad.
+/// That time with an image on trial, where a key that stays sealed shows that the image is bad.
 const TRIAL_SEALED_FOR: Duration = Duration::from_secs(30);
 /// Pause before an image that could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(60);

@@ -40,8 +40,8 @@ pub const SECTIONS: &[&str] = &[
     ".linux", ".osrel", ".cmdline", ".initrd", ".splash", ".dtb", ".pcrpkey",
 ];
 
-/// PCR 11 after the stub has measured these sections: of each first its name with a zero byte, then
-/// its bytes.
+/// PCR 11 after the stub has measured these sections: for each section first its name with a zero
+/// byte, then its bytes.
 pub fn measured(sections: &[(&str, &[u8])]) -> PcrValue {
     let mut value = PcrValue::ZERO;
     for name in SECTIONS {
@@ -56,9 +56,9 @@ pub fn measured(sections: &[(&str, &[u8])]) -> PcrValue {
 }
 
 /// The possible values of PCR 12 when the command line was not changed. Either nothing passes a
-/// command line (the firmware starts the stub), or the boot loader passes the image's own and
-/// measures it, or the stub also takes that (without Secure Boot) and measures it again. Both
-/// measure UTF-16 with a zero at the end.
+/// command line (the firmware starts the stub), or the boot loader passes the image's own command
+/// line and measures it, or the stub also accepts this one (without Secure Boot) and measures it
+/// again. Both measure UTF-16 with a zero at the end.
 pub fn command_lines(command_line: &str) -> [PcrValue; 3] {
     let units = command_line.encode_utf16().chain([0]);
     let event: Vec<u8> = units.flat_map(u16::to_le_bytes).collect();

@@ -1,4 +1,4 @@
-//! What has arrived for one stream and was not read yet.
+//! Data that has arrived for one stream and has not been read yet.
 
 use std::collections::VecDeque;
 use std::task::Waker;

@@ -30,7 +30,7 @@ impl Budget {
         }
     }
 
-    /// Takes a record of so many bytes out of the budgets; returns how many records were dropped
+    /// Takes a record of `bytes` bytes out of the budgets; returns how many records were dropped
     /// before it, or `None` when this one is dropped too.
     pub fn spend(&mut self, bytes: usize, now_ms: u64) -> Option<u32> {
         if !(self.records.holds(1, now_ms) && self.bytes.take(bytes as u64, now_ms)) {

@@ -117,7 +117,7 @@ pub fn sealed_memfd(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Reads a sealed memfd of at most so many bytes.
+/// Reads a sealed memfd of at most `max_bytes` bytes.
 ///
 /// # Errors
 /// The memfd is not sealed (the sender could change it during the read), too large, or unreadable.

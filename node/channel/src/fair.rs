@@ -40,7 +40,7 @@ struct Lane<T> {
 }
 
 impl<K: Ord + Clone, T> Queue<K, T> {
-    /// Makes a queue for so many items.
+    /// Makes a queue for at most `bound` items.
     pub fn new(bound: usize) -> Self {
         Self {
             lanes: Mutex::new(Lanes {

@@ -3,8 +3,7 @@
 //!
 //! [`opener`] and [`acceptor`] each spawn one task that moves bytes between the socket and a
 //! [`casemate_wire::Channel`]; everything that the handles send between two polls of the task goes
-//! out in one write. It works on a current-thread runtime.
-//! one write. It works on a current-thread runtime.
+//! out in one write. The driver works on a current-thread runtime.
 #![forbid(unsafe_code)]
 
 mod arrived;

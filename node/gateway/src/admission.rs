@@ -64,7 +64,7 @@ pub struct HeadNotice {
 }
 
 impl Admissions {
-    /// Makes slots for so many connections.
+    /// Makes slots for `max_connections` connections.
     pub fn new(max_connections: u32, shares: Shares) -> Arc<Self> {
         Arc::new(Self {
             shares,
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_without_a_head_is_told_to_go() {
+    async fn a_connection_without_a_head_is_evicted() {
         let admissions = Admissions::new(2, SHARES);
         let first = enter(&admissions, "10.0.1.1").await.unwrap();
         let second = enter(&admissions, "10.0.1.2").await.unwrap();

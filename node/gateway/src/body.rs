@@ -25,7 +25,7 @@ pub enum Cut {
     #[error("the worker's stream ended early")]
     Worker,
     /// Neither side moved a byte for too long.
-    #[error("neither side moved a byte for too long")]
+    #[error("no byte moved in either direction within the time limit")]
     Stalled,
     /// The worker sent more or fewer bytes than it declared.
     #[error("the body is not as long as the worker declared")]

@@ -79,7 +79,7 @@ impl Frames {
         self.now_ms = now_ms;
     }
 
-    /// So many bytes were sent to the caller, which may return credit for them.
+    /// `bytes` bytes were sent to the caller, which may return credit for them.
     pub fn sent(&mut self, bytes: usize) {
         self.window_updates
             .frames
@@ -137,7 +137,7 @@ mod tests {
         [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
     }
 
-    /// How many of these frames pass, fed in pieces of so many bytes.
+    /// Number of these frames that pass, fed in pieces of `piece` bytes.
     fn passes(frames: &mut Frames, bytes: &[u8], piece: usize) -> usize {
         for n in 0..100_000 {
             if bytes

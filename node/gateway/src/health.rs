@@ -66,7 +66,7 @@ pub async fn listen(gateway: Arc<Gateway>, listener: TcpListener) {
                 tokio::spawn(async move {
                     let probed = tokio::time::timeout(PROBE_TIME, probe(&gateway, stream)).await;
                     if let Ok(Err(error)) = probed {
-                        tracing::debug!(%error, "a probe's connection broke");
+                        tracing::debug!(%error, "a probe's connection ended with an error");
                     }
                     drop(place);
                 });

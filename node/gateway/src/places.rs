@@ -10,14 +10,14 @@ use std::net::IpAddr;
 
 use casemate_wire::control::gateway::Shares;
 
-/// The reserve for networks without a connection: one slot in so many.
+/// The reserve for networks without a connection: one slot in this many.
 const RESERVE_PART: u32 = 8;
 /// A connection this young is evicted only where no older one can be: an honest caller's head comes within a second of
 /// the connection, handshakes included, milliseconds.
 const GRACE_MS: u64 = 1000;
 /// Accepted connections that may wait for a slot, in all. Each costs a descriptor and a task.
 const MAX_WAITING: usize = 256;
-/// The same for one network, so that one network cannot fill the queue.
+/// Waiting connections of one network, so that one network cannot fill the queue.
 const MAX_WAITING_PER_NETWORK: usize = 64;
 
 /// A source network: the first bits of an address. Addresses of one network share one allotment of

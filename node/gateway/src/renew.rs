@@ -110,7 +110,7 @@ impl Renewal {
     /// supervisor; never ends.
     ///
     /// # Errors
-    /// The control channel broke.
+    /// The control channel failed.
     pub async fn keep(self: Arc<Self>, supervisor: Arc<Supervisor>) -> Result<(), ControlError> {
         let mut told = None;
         let mut is_asked = false;
@@ -119,7 +119,7 @@ impl Renewal {
             // A disk may be slow; callers do not wait for it.
             let looked = tokio::task::spawn_blocking(move || this.look(is_asked)).await;
             if let Err(error) = looked {
-                tracing::error!(%error, "the certificate files could not be looked at");
+                tracing::error!(%error, "the certificate files could not be checked for changes");
             }
             let report = self.report();
             if told.as_ref() != Some(&report) {
@@ -321,7 +321,7 @@ mod tests {
             "{refused}"
         );
         assert_eq!(year(&renewal), 2040);
-        // The next good pair is taken.
+        // The next valid pair is served.
         pair.write("chain.pem", &chain);
         pair.write("key.pem", &key);
         renewal.look(false);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use casemate_wire::control::gateway::Shares;
 
-/// The reserve for tenants with few requests in flight: one slot in so many.
+/// The reserve for tenants with few requests in flight: one slot in this many.
 const RESERVE_PART: u32 = 8;
 /// A tenant with fewer requests in flight than this may draw on the first half of the reserve.
 const FEW: u32 = 16;

@@ -51,16 +51,16 @@ pub enum RunError {
     #[error("the supervisor is gone")]
     Alone,
     /// The control channel failed in one direction.
-    #[error("the control channel broke")]
+    #[error("the control channel failed")]
     Control(#[from] ControlError),
     /// A socket cannot be registered with the runtime.
-    #[error("a socket cannot be watched")]
+    #[error("a socket cannot be registered with the runtime")]
     Socket(#[from] std::io::Error),
     /// TLS cannot be set up.
     #[error("TLS cannot be set up")]
     Tls(#[from] TlsError),
     /// The kernel gave no random bytes.
-    #[error("no random bytes")]
+    #[error("the kernel gave no random bytes")]
     Random,
 }
 

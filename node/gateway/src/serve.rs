@@ -58,8 +58,8 @@ const JUDGE_PERIOD: (Duration, Duration) = (Duration::from_millis(50), Duration:
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 /// Pause after the kernel refused an accept for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Access records that may wait for the supervisor. Beyond this, records of the function that has
-/// most are dropped and counted, because logs must not slow callers down.
+/// Access records that may wait for the supervisor. Beyond this, records of the function with the
+/// most waiting records are dropped and counted, because logs must not slow callers down.
 const MAX_RECORDS: usize = 4096;
 /// Bytes of text that are sent at a time; the longest record is a sixth of this, and all must fit
 /// into a packet.

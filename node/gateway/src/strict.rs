@@ -37,13 +37,13 @@ pub struct Scanner {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// So many bytes of the HTTP/2 preface have come.
+    /// This many bytes of the HTTP/2 preface have arrived.
     Preface(usize),
     /// Before the request line.
     Start,
     /// In the lines of a head after the first.
     Fields,
-    /// In a body with so many bytes to come.
+    /// In a body; the number of bytes still to come.
     Body(u64),
     ChunkSize,
     ChunkData(u64),
@@ -115,7 +115,7 @@ impl Scanner {
         Ok(at)
     }
 
-    /// The next bytes for the parser of a refused stream, at most so many; an empty slice is the
+    /// The next bytes for the parser of a refused stream, at most `room`; an empty slice is the
     /// end. `None`: nothing is refused.
     pub fn refusal(&mut self, room: usize) -> Option<&'static [u8]> {
         let State::Refused(left) = &mut self.state else {
@@ -161,7 +161,7 @@ impl Scanner {
                     };
                     return Ok(1);
                 }
-                // What looked like the preface was the beginning of a request.
+                // The bytes that matched the preface so far were the beginning of a request.
                 self.state = State::Start;
                 let mut seen = &PREFACE[..matched];
                 while !seen.is_empty() {
@@ -352,7 +352,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What the parser gets, and the number of whole heads.
+    /// The bytes that the parser gets, the number of complete heads, and the scanner.
     fn scan(bytes: &[u8], piece: usize) -> (Vec<u8>, u32, Scanner) {
         let (mut scanner, mut frames) = (Scanner::default(), Frames::new(0));
         let mut out = Vec::new();

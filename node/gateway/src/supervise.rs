@@ -108,7 +108,7 @@ fn lead(gateway: &Gateway, route: Route) {
 /// Sends reports to the supervisor until told to stop; then sends the last reports and `Stopped`.
 ///
 /// # Errors
-/// The control channel broke.
+/// The control channel failed.
 pub async fn speak(
     gateway: Arc<Gateway>,
     supervisor: Arc<Supervisor>,

@@ -21,10 +21,10 @@ const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// a closed socket does not destroy the answer (RFC 9112, section 9.6). A connection whose slot
 /// others wait for is closed earlier: see [`Connection::judge`].
 const LINGER: Duration = Duration::from_secs(30);
-/// The same, between two pieces: a caller that is silent for so long has read its answer or is
-/// gone.
+/// Longest pause between two pieces in that time: a caller that is silent for longer has read its
+/// answer or is gone.
 const LINGER_QUIET: Duration = Duration::from_secs(5);
-/// The same, bytes: a caller that sends more than this after its answer is cut.
+/// Most bytes in that time: a caller that sends more than this after its answer is cut off.
 const LINGER_BYTES: usize = 256 * 1024 * 1024;
 
 /// A socket, or TLS over one, between the caller and the HTTP parser.
@@ -47,7 +47,7 @@ pub struct Watched<S> {
     ended: bool,
     /// Bytes were sent since the last whole head: an interim response would split a response.
     has_sent: bool,
-    /// Set from the end of our side on.
+    /// Present after the gateway has ended its side.
     linger: Option<Linger>,
 }
 

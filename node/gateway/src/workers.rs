@@ -189,7 +189,7 @@ impl Function {
         }
     }
 
-    /// Whether the function's log has a budget for one more access record with a path of so many
+    /// Whether the function's log has a budget for one more access record with a path of `bytes`
     /// bytes, and how many records were left out before.
     pub fn may_record(&self, bytes: usize) -> Option<u32> {
         lock(&self.records).spend(bytes, now_ms())

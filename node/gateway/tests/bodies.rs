@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-/// Number of bytes of the body, and whether it came whole.
+/// Length of the body in bytes, and whether its end arrived.
 async fn length(mut body: RecvBody) -> (usize, bool) {
     let mut length = 0;
     while let Some(piece) = body.next().await {

@@ -1,4 +1,4 @@
-//! Certificates whose files change while they are served, behind closed walls.
+//! Certificates whose files change while the sandboxed gateway serves them.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod harness;

@@ -82,7 +82,7 @@ async fn next_frame(stream: &mut TcpStream) -> (u8, u8, u32, Vec<u8>) {
 }
 
 #[tokio::test]
-async fn an_http2_caller_gets_its_whole_answer_and_is_then_told_to_send_no_more() {
+async fn an_http2_caller_gets_its_whole_answer_and_then_a_reset_without_an_error() {
     let node = Node::with_worker(|incoming| async move {
         let head = status(403, &[("content-length", "2")]);
         let mut body = incoming.reply.send(&head, false);
@@ -129,7 +129,7 @@ async fn an_http2_caller_gets_its_whole_answer_and_is_then_told_to_send_no_more(
 }
 
 #[tokio::test]
-async fn a_request_that_breaks_off_reaches_no_end() {
+async fn a_request_that_is_cut_off_has_no_end_for_the_worker() {
     let node = Node::with_route().await;
     let mut acceptor = node.worker("f", 1, 8).await;
     let (mut stream, mut incoming) = node.half_a_request(&mut acceptor).await;
@@ -138,7 +138,7 @@ async fn a_request_that_breaks_off_reaches_no_end() {
 }
 
 #[tokio::test]
-async fn a_caller_that_has_left_is_found_and_one_that_waits_is_not_hurt() {
+async fn a_caller_that_has_left_is_detected_and_one_that_waits_is_served() {
     let node = Node::with_route().await;
     let mut acceptor = node.worker("f", 1, 8).await;
     let request = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";

@@ -25,7 +25,7 @@ async fn with_health() -> Node {
 }
 
 #[tokio::test]
-async fn a_host_has_no_function_only_once_all_plans_are_known() {
+async fn an_unknown_host_is_answered_404_only_once_all_routes_are_known() {
     let mut node = with_health().await;
     node.stand(false, &[], true).await;
     node.settle().await;
@@ -83,7 +83,7 @@ async fn readiness_ends_without_workers_and_with_draining_and_health_does_not() 
 }
 
 #[tokio::test]
-async fn callers_cannot_ask_and_probes_reach_no_function() {
+async fn callers_cannot_send_probes_and_probes_reach_no_function() {
     let node = with_health().await;
     let answer = node.get("127.0.0.1", "/.well-known/casemate/ready").await;
     assert!(

@@ -49,7 +49,7 @@ async fn a_head_that_never_ends_is_cut() {
     });
     assert!(
         timeout(SOON, dripping).await.unwrap().unwrap(),
-        "it may drip as long as it likes"
+        "the gateway does not cut off a head that arrives byte by byte"
     );
     assert_eq!(read_all(&mut silent).await, "");
     read_all(&mut half_preface).await;
@@ -65,7 +65,7 @@ async fn a_connection_that_rests_is_closed_after_the_idle_time() {
 }
 
 #[tokio::test]
-async fn a_body_that_never_comes_is_answered_and_the_worker_told() {
+async fn a_body_that_never_arrives_is_answered_with_408_and_its_request_cancelled() {
     let node = Node::with_start(impatient()).await;
     let mut acceptor = node.worker("f", 1, 8).await;
     let (mut stream, mut incoming) = node.half_a_request(&mut acceptor).await;
@@ -293,8 +293,8 @@ async fn heads_beyond_their_limits_are_refused() {
             .await
             .starts_with("HTTP/1.1 431")
     );
-    // The gateway ends without having read everything; its own answer may be lost with the
-    // connection, but a worker's answer never is.
+    // The gateway closes the connection before it has read the whole head: its own answer may be
+    // lost with the connection, but the request must not reach a worker.
     let large = "a".repeat(60 * 1024);
     let answer = node
         .raw(format!(
@@ -315,7 +315,7 @@ async fn heads_beyond_their_limits_are_refused() {
         answer.starts_with("HTTP/1.1 431") && answer.contains("head_too_large"),
         "{answer}"
     );
-    // Each option would be compared with each field of the head.
+    // Without a limit, the gateway would compare each option with each field of the head.
     let options = "x, ".repeat(10_000);
     let answer = node
         .raw(format!(
@@ -332,7 +332,7 @@ async fn heads_beyond_their_limits_are_refused() {
     assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
 }
 
-/// Sends until the gateway ends the connection, at most so often; returns how often.
+/// Sends frames until the gateway ends the connection, at most `most`; returns the number sent.
 async fn flood(
     mut stream: TcpStream,
     most: usize,
@@ -426,7 +426,7 @@ async fn bodies_in_the_smallest_pieces_that_nobody_reads_take_bounded_memory() {
     });
     let sent = timeout(Duration::from_secs(60), sent).await.unwrap();
     let grown = memory_kib(&node).saturating_sub(before);
-    // Some are admitted, so it is their number that ends the connection.
+    // At least 1000 pieces are admitted: the connection ends because of their number.
     assert!((1000..most).contains(&sent), "{sent} pieces, {grown} KiB");
     assert!(grown < 8 * 1024, "{sent} pieces, {grown} KiB");
 }

@@ -49,7 +49,7 @@ async fn a_request_reaches_the_worker_and_its_answer_the_caller() {
 }
 
 #[tokio::test]
-async fn a_request_that_goes_round_is_refused_and_the_worker_hears_of_its_hops() {
+async fn a_request_in_a_loop_is_refused_and_the_worker_receives_its_hop_count() {
     let mut node = Node::with_worker(describe).await;
     let with = |value: &str| {
         format!(
@@ -343,7 +343,7 @@ async fn the_perimeter_refuses_before_a_worker_is_woken() {
         "{:?}",
         node.seen
     );
-    // A streamed body is cut off at the limit, and the worker sees that.
+    // A streamed body is cut off at the limit, and the worker's request is cancelled.
     let mut acceptor = node.worker("f", 1, 1).await;
     let mut stream = node.connect().await;
     stream.write_all(b"POST / HTTP/1.1\r\nHost: a.test\r\nTransfer-Encoding: chunked\r\n\r\n8\r\n12345678\r\n").await.unwrap();

@@ -1,4 +1,5 @@
-//! One greedy side and one modest side: connections of source networks, and requests of tenants.
+//! Fair shares between a greedy and a modest side: connections of source networks, and requests of
+//! tenants.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(clippy::print_stderr, reason = "prints what was skipped and measured")]
 
@@ -18,7 +19,7 @@ use tokio::time::timeout;
 
 const GET: &str = "GET /next HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n";
 
-/// Connects from an address of this machine, all of 127.0.0.0/8.
+/// Connects from this loopback address; the machine has all addresses of 127.0.0.0/8.
 async fn connect_from(node: &Node, address: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket
@@ -35,7 +36,7 @@ async fn get_from(node: &Node, address: &str) -> (String, Duration) {
     (read_all(&mut stream).await, started.elapsed())
 }
 
-/// Whether this test can have so many descriptors; prints why not.
+/// Whether the process may open `wanted` descriptors; prints why the test is skipped if not.
 fn has_descriptors(wanted: u64) -> bool {
     let most = casemate_sandbox::raise_descriptors().unwrap();
     if most < wanted {
@@ -89,7 +90,7 @@ async fn thousands_of_slow_connections_from_one_network_delay_no_caller_of_anoth
 }
 
 #[tokio::test]
-async fn connections_that_have_asked_once_hold_no_more_than_their_networks_share() {
+async fn connections_after_their_first_request_hold_no_more_than_their_networks_share() {
     let node = Node::with_start(patient(64, 16)).await;
     tokio::spawn(work(node.worker("f", 1, 64).await, describe));
     let mut held = Vec::new();

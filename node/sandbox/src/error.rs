@@ -28,10 +28,10 @@ pub enum SandboxError {
     #[error("cannot enter the empty root")]
     EnterEmptyRoot(#[source] Errno),
     /// pivot_root(2).
-    #[error("cannot make the empty root ours")]
+    #[error("cannot make the empty root the root folder")]
     PivotRoot(#[source] Errno),
     /// umount2(2) of the old root.
-    #[error("cannot let go of the old root")]
+    #[error("cannot unmount the old root")]
     UnmountOldRoot(#[source] Errno),
     /// prctl(PR_CAP_AMBIENT).
     #[error("cannot clear the ambient capabilities")]
@@ -67,13 +67,13 @@ pub enum SandboxError {
     #[error("cannot forbid dumps and tracing")]
     Dumpable(#[source] Errno),
     /// prctl(PR_SCHED_CORE).
-    #[error("cannot ask for a processor core apart from other processes")]
+    #[error("cannot request a processor core that no other process shares")]
     CoreScheduling(#[source] Errno),
     /// mlockall(2).
     #[error("cannot keep memory out of swap")]
     LockMemory(#[source] Errno),
     /// dup2(2).
-    #[error("cannot let go of the node's standard error")]
+    #[error("cannot replace the node's standard error")]
     StandardError(#[source] Errno),
     /// seccomp(2).
     #[error("cannot install the system call filter")]

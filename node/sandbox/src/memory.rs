@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The part of the machine's memory, one in so many, that is reserved for the kernel and the node's
-/// own programs.
+/// The part of the machine's memory that is reserved for the kernel and the node's own programs:
+/// one in this many.
 const RESERVE_ONE_IN: u64 = 8;
 /// The smallest reserve, MiB: a vault and a gateway under load, and page cache for their files.
 const RESERVE_MIN_MIB: u64 = 256;
@@ -22,7 +22,7 @@ pub fn workers_memory_mib() -> Option<u32> {
     Some(without_reserve(machine.min(limit >> 20)))
 }
 
-/// Memory of so many MiB that is left for workers: all but the reserve, and at least half.
+/// The part of `mib` MiB of memory that is left for workers: all but the reserve, at least half.
 fn without_reserve(mib: u64) -> u32 {
     let reserve = (mib / RESERVE_ONE_IN).max(RESERVE_MIN_MIB).min(mib / 2);
     u32::try_from(mib - reserve).unwrap_or(u32::MAX)

@@ -1,6 +1,6 @@
 //! `casemate-launch` and its children: every end is orderly, whichever process ends first.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // The functions beside the tests are tests too.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // Helper functions count as code outside of tests.
 
 mod node;
 mod probe;

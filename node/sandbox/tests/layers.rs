@@ -1,7 +1,7 @@
 //! The layers that each program reports, compared with what this machine offers and with the
 //! kernel's view from outside.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // The functions beside the tests are tests too.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // Helper functions count as code outside of tests.
 
 mod node;
 mod probe;

@@ -1,7 +1,7 @@
 //! A greedy tenant and a modest one on one node, and the node's own programs beside both: how
 //! memory and processors are divided.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // The functions beside the tests are tests too.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // Helper functions count as code outside of tests.
 
 mod node;
 mod probe;

@@ -2,7 +2,7 @@
 //! and over a restart by a service manager. Other descriptors are not held, whoever sends them.
 
 #![allow(unsafe_code, reason = "descriptors by number, between fork and exec")]
-#![allow(clippy::unwrap_used, clippy::print_stdout)] // The functions beside the tests are tests too.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // Helper functions count as code outside of tests.
 
 mod node;
 mod probe;

@@ -225,7 +225,7 @@ impl Channel {
         }
     }
 
-    /// So many bytes of a body have been consumed: the other end may send as many more.
+    /// `bytes` bytes of a body have been consumed: the other end may send as many more.
     pub fn consumed(&mut self, id: StreamId, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         if let Some(stream) = self.streams.get_mut(&id) {
@@ -253,7 +253,7 @@ impl Channel {
     }
 
     /// Announces that no new streams will be opened or accepted. Streams of the other end above
-    /// `last` were not begun: they are over, and the other end may send their requests elsewhere.
+    /// `last` end without having been begun: the other end may send their requests elsewhere.
     pub fn go_away(&mut self, last: StreamId) {
         self.last = self.last.min(last);
         let last = self.last;

@@ -45,7 +45,7 @@ pub enum OpenError {
     #[error("{MAX_STREAMS} streams are open already")]
     TooManyStreams,
     /// The other end accepts no new streams, or ids are used up.
-    #[error("the channel takes no new streams")]
+    #[error("the channel accepts no new streams")]
     GoingAway,
     /// The other end does not read.
     #[error("the other end has not read what was sent before")]

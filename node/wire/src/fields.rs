@@ -21,7 +21,7 @@ pub struct Fields {
 }
 
 impl Fields {
-    /// Makes an empty list with capacity for so many bytes of names and values.
+    /// Makes an empty list with capacity for `fields` fields and `bytes` bytes of names and values.
     pub fn with_capacity(fields: usize, bytes: usize) -> Self {
         Self {
             encoded: Vec::with_capacity(fields * LENGTHS_BYTES + bytes),

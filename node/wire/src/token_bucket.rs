@@ -1,7 +1,7 @@
 //! Limits how often something may happen. Time comes in as milliseconds of a monotonic clock, so
 //! that protocol and state machines stay without a clock.
 
-/// Parts of a token that are counted.
+/// Parts of a token: the bucket counts thousandths.
 const PARTS: u64 = 1000;
 
 /// A bucket of tokens: `burst` at once, then `per_sec`. The counter of events owns it, and takes
@@ -10,13 +10,14 @@ const PARTS: u64 = 1000;
 pub struct TokenBucket {
     burst: u64,
     per_sec: u64,
-    /// Thousandths of tokens: a rate of one a second gives one of them each millisecond.
+    /// Available tokens in thousandths: a rate of one token a second adds one part each
+    /// millisecond.
     left: u64,
     filled_ms: u64,
 }
 
 impl TokenBucket {
-    /// Makes a full bucket, milliseconds.
+    /// Makes a full bucket; `now_ms` is the present time.
     pub const fn new(burst: u64, per_sec: u64, now_ms: u64) -> Self {
         Self {
             burst,
@@ -26,7 +27,7 @@ impl TokenBucket {
         }
     }
 
-    /// Fills the bucket up to this time; returns whether it holds so many tokens.
+    /// Fills the bucket up to this time; returns whether it holds at least `tokens`.
     pub fn holds(&mut self, tokens: u64, now_ms: u64) -> bool {
         let passed = now_ms.saturating_sub(self.filled_ms);
         self.filled_ms = self.filled_ms.max(now_ms);
@@ -34,7 +35,7 @@ impl TokenBucket {
         self.left >= tokens.saturating_mul(PARTS)
     }
 
-    /// Takes so many tokens, or none if the bucket holds fewer; returns whether it took them.
+    /// Takes `tokens` tokens, or none if the bucket holds fewer; returns whether it took them.
     pub fn take(&mut self, tokens: u64, now_ms: u64) -> bool {
         let holds = self.holds(tokens, now_ms);
         if holds {
@@ -43,7 +44,7 @@ impl TokenBucket {
         holds
     }
 
-    /// Adds tokens that were earned otherwise than by time, up to a full bucket.
+    /// Adds tokens that were not earned by the passage of time, up to a full bucket.
     pub fn add(&mut self, tokens: u64) {
         self.fill(tokens.saturating_mul(PARTS));
     }

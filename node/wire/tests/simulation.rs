@@ -116,7 +116,7 @@ impl World {
         *sent += end.send(id, &bytes).unwrap_or(0) as u64;
     }
 
-    /// Moves at most so many bytes each way, and takes what they contain.
+    /// Moves at most `forth` and `back` bytes, and handles the events that they contain.
     fn carry(&mut self, forth: usize, back: usize) {
         carry(&mut self.opener, &mut self.acceptor, forth);
         carry(&mut self.acceptor, &mut self.opener, back);

@@ -114,7 +114,7 @@ impl Bundle {
     }
 }
 
-/// What the header at this byte lacks if it cannot be read.
+/// The error for an unreadable header at this byte: truncated, or malformed.
 fn damaged(archive: &[u8], at: usize) -> BundleError {
     if archive.len() < at.saturating_add(BLOCK_BYTES) {
         BundleError::Truncated

@@ -1,7 +1,8 @@
 //! Outgoing calls: from JavaScript's request to a stream of the vault's channel.
 //!
-//! While the channel has no free stream, a call waits, in the order of the calls, as long as its
-//! request may take. Its body waits with it: whole, or its first piece.
+//! While the channel has no free stream, calls wait in their order, each at most until the
+//! wall-time limit of its request. A call's body waits too: a complete body, or the first piece of
+//! a stream.
 
 use bytes::Bytes;
 use casemate_channel::{Exchange, StreamError};
@@ -21,7 +22,7 @@ const HOPS: &str = ":hops";
 /// when the one before was taken, so there is never more than one.
 #[derive(Debug)]
 pub(crate) enum Early {
-    /// Nothing.
+    /// JavaScript has sent no piece yet.
     Nothing,
     /// The first piece.
     Piece(Bytes),
@@ -131,7 +132,7 @@ impl State {
             .get_mut(&handle)
             .and_then(|held| held.body.take());
         let Some(mut body) = body else {
-            // The body is gone already: the writer is notified as it would be later.
+            // The body has ended already: the writer gets the same notice as after a later end.
             self.ready.push_back(Done::Unwanted(handle));
             return;
         };
@@ -146,7 +147,7 @@ impl State {
 }
 
 impl Worker {
-    /// A waiting call has got its stream, or never will.
+    /// The stream of a waiting call is open, or cannot be opened any more.
     pub(crate) fn call_opened(
         &self,
         handle: Handle,

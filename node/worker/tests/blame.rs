@@ -1,5 +1,5 @@
-//! Which request pays for CPU time, and which is blamed when it runs out, among concurrent requests
-//! of one function.
+//! Which of several concurrent requests of a function is charged for CPU time, and which one ends
+//! when the time runs out.
 
 mod harness;
 

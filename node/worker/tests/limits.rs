@@ -1,4 +1,4 @@
-//! Limits and walls: hostile functions, through the real program.
+//! Limits and the sandbox: hostile functions, through the real program.
 
 mod harness;
 
@@ -60,7 +60,7 @@ async fn cpu_time_in_a_builtin_that_ignores_being_stopped() {
     let mut settings = load();
     settings.limits.cpu_time_ms = 500;
     settings.limits.heap_mib = 1024;
-    // Sorting numbers would not do: V8 uses vector instructions for that on some machines.
+    // Sorting numbers would be too fast: V8 uses vector instructions for it on some machines.
     let source = r#"export default { fetch() { "\u00e9".repeat(8e7).normalize("NFD"); } };"#;
     let mut worker = function_with(&[("main.js", source.as_bytes())], settings).await;
     let first = worker.open(head("GET", "https://fn.test/"), true);

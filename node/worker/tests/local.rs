@@ -16,7 +16,7 @@ async fn data_and_blob_urls_are_read_without_a_call() {
                 return `${error.name}: ${error.message}`;
             }
         };
-        // It works without a request.
+        // `fetch` of a data: URL also works while the module is loaded, without a request.
         const atLoad = await show("data:,A");
         export default {
             async fetch(request, env) {

@@ -1,5 +1,5 @@
-//! More calls at once than the channel to the vault carries: they wait in order, and none fails for
-//! that.
+//! More concurrent calls than the channel to the vault carries: the excess calls wait in order, and
+//! none of them fails.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -1,4 +1,4 @@
-//! Requests and responses, `env`, the console and modules, through the real program in its walls.
+//! Requests and responses, `env`, the console and modules, through the real program in its sandbox.
 
 mod harness;
 
@@ -43,7 +43,7 @@ async fn hello_with_headers_status_and_outcome() {
 }
 
 #[tokio::test]
-async fn a_body_is_read_whole_or_as_a_stream_or_by_two_but_once() {
+async fn a_body_can_be_read_once_as_a_whole_as_a_stream_or_through_a_clone() {
     let source = r#"export default {
         async fetch(request) {
             const used = [request.bodyUsed];
@@ -375,7 +375,7 @@ async fn console_levels_cuts_and_floods() {
 }
 
 #[tokio::test]
-async fn modules_and_assets_are_imported_as_what_they_are() {
+async fn modules_and_assets_are_imported_by_their_kind() {
     // (module (func (export "add") (param i32 i32) (result i32) local.get 0 local.get 1 i32.add))
     const ADD: &[u8] = b"\0asm\x01\0\0\0\x01\x07\x01\x60\x02\x7f\x7f\x01\x7f\
         \x03\x02\x01\0\x07\x07\x01\x03add\0\0\x0a\x09\x01\x07\0\x20\0\x20\x01\x6a\x0b";
@@ -418,7 +418,7 @@ async fn modules_and_assets_are_imported_as_what_they_are() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_loaded_says_why() {
+async fn the_reason_of_a_failed_load_is_reported() {
     type Files<'a> = &'a [(&'a str, &'a [u8])];
     let cases: &[(Files<'_>, &str)] = &[
         (&[("main.js", b"export default {")], "SyntaxError"),
@@ -458,7 +458,7 @@ async fn what_cannot_be_loaded_says_why() {
 }
 
 #[tokio::test]
-async fn stop_lets_what_is_under_way_finish_and_takes_nothing_new() {
+async fn stop_lets_requests_in_flight_finish_and_accepts_no_new_ones() {
     let source = "export default { fetch: () => new Promise((go) => setTimeout(() => go(new Response('done')), 200)) };";
     let mut worker = function(source).await;
     let exchange = worker.open(head("GET", "https://fn.test/"), true);

@@ -1,4 +1,4 @@
-//! What a function can reach: hostile functions, and hostile peers, through the real program.
+//! The reach of hostile functions and of hostile peers, through the real program.
 
 mod harness;
 

@@ -1,7 +1,7 @@
-//! The main job, for a person to watch: a fleet, a node behind its walls, a tenant, a sealed key, a
-//! function, its callers. `casemate-demo` leaves everything running until Ctrl-C; `casemate-demo
-//! --once` ends by itself. With `--image` the node is a machine that an emulator boots from an
-//! image. With `--keep` the folder with everything in it stays.
+//! The main job as a demonstration: a fleet, a sandboxed node, a tenant, a sealed key, a function
+//! and its callers. `casemate-demo` leaves everything running until Ctrl-C; `casemate-demo --once`
+//! ends by itself. With `--image` the node is an emulated machine that boots from an image. With
+//! `--keep` the folder of the demo is not removed.
 #![forbid(unsafe_code)]
 
 use std::io::Write as _;
@@ -21,11 +21,11 @@ use casemate_tests::programs;
 use casemate_tests::upstream::Upstream;
 use tokio::task::block_in_place;
 
-/// Between two calls of the caller that goes on while versions change.
+/// Pause between two calls of the continuous caller during the change of versions.
 const CALL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How the project's npm packages are installed: as its lock file says, without any script of
-/// theirs.
+/// The command that installs the project's npm packages: the versions in its lock file, without
+/// running the packages' scripts.
 const INSTALL: [&str; 5] = [
     "ci",
     "--ignore-scripts",
@@ -34,10 +34,10 @@ const INSTALL: [&str; 5] = [
     "--silent",
 ];
 
-/// What the demo's project allows itself.
+/// The permissions in the demo project's configuration.
 const DEMO_CPU_TIME_MS: u32 = 50;
 
-/// Says what happens, with the time since the beginning.
+/// Prints what happens, with the time since the start.
 struct Story {
     started: Instant,
     number: usize,
@@ -46,7 +46,7 @@ struct Story {
 impl Story {
     fn line(&self, text: &str) {
         let mut out = std::io::stdout().lock();
-        // A reader that has gone away misses the rest; the demo goes on and ends well.
+        // A failed write, for instance to a closed pipe, does not end the demo.
         let _written = writeln!(out, "{text}").and_then(|()| out.flush());
     }
 
@@ -59,7 +59,7 @@ impl Story {
         ));
     }
 
-    /// A command that stands behind a step, as one would type it.
+    /// Prints the command of a step in a shell's syntax.
     fn command(&self, text: &str) {
         self.line(&format!("    $ {text}"));
     }
@@ -72,14 +72,14 @@ impl Story {
     }
 }
 
-/// What the command line asks for.
+/// The options of the command line.
 #[derive(Debug, Clone, Copy)]
 struct Asked {
     /// End by itself.
     once: bool,
-    /// A node that boots from an image.
+    /// Boot the node from an image.
     image: bool,
-    /// Leave the folder where it is.
+    /// Do not remove the folder.
     keep: bool,
 }
 
@@ -90,7 +90,7 @@ fn main() -> ExitCode {
         image: asks("--image"),
         keep: asks("--keep"),
     };
-    // The commands of the fleet come from where they are run.
+    // The printed commands of the fleet are those that the harness runs.
     programs::tell_commands(|text| {
         let mut out = std::io::stdout().lock();
         let _written = writeln!(out, "    $ {text}").and_then(|()| out.flush());
@@ -136,7 +136,7 @@ async fn run(asked: Asked, story: &mut Story) -> Result<()> {
     told
 }
 
-/// What is left to look at.
+/// The closing text when the folder is kept: the paths of its parts.
 fn kept(folder: &Path) -> String {
     let shown = folder.display();
     format!(
@@ -151,7 +151,7 @@ fn kept(folder: &Path) -> String {
     )
 }
 
-/// The story itself, in a folder.
+/// Runs the demonstration in a folder.
 async fn tell(asked: Asked, story: &mut Story, folder: &Path) -> Result<()> {
     let image = asked.image;
     story.step("an upstream starts: over TLS, and 401 for whoever comes without the key");
@@ -187,13 +187,13 @@ async fn tell(asked: Asked, story: &mut Story, folder: &Path) -> Result<()> {
     let mut fleet = started?;
     story.shown("the machine's console", &fleet.node.said());
     let gateway = fleet.node.gateway;
-    // An emulated processor is twenty times slower.
+    // An emulated processor is about twenty times slower.
     play(asked, story, &fleet, gateway, &upstream, 20).await?;
     story.step("the power is cut");
     block_in_place(|| fleet.node.cut_power())
 }
 
-/// Everything from the function's source to its callers, the same on every node.
+/// From the function's source to its callers, the same steps for every kind of node.
 async fn play<N>(
     asked: Asked,
     story: &mut Story,
@@ -231,7 +231,7 @@ async fn play<N>(
     Ok(())
 }
 
-/// A caller's requests, one of which uses the credential.
+/// Sends a caller's requests, one of which uses the credential.
 async fn show_calls(story: &mut Story, gateway: SocketAddr, upstream: &Upstream) -> Result<()> {
     story.step("a caller asks");
     story.command(&format!(
@@ -263,7 +263,7 @@ async fn show_calls(story: &mut Story, gateway: SocketAddr, upstream: &Upstream)
     Ok(())
 }
 
-/// The function's environment, in which no credential is.
+/// Shows the function's environment, which contains no credential.
 async fn show_environment(story: &mut Story, gateway: SocketAddr) -> Result<()> {
     story.step("what the function itself can see");
     story.command(&format!(
@@ -281,7 +281,7 @@ async fn show_environment(story: &mut Story, gateway: SocketAddr) -> Result<()> 
     Ok(())
 }
 
-/// A deployment and a rollback, with requests under way.
+/// A deployment and a rollback during requests.
 async fn change_versions<N>(
     story: &mut Story,
     fleet: &Fleet<N>,
@@ -327,7 +327,7 @@ fn install(project: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The function's greeting, once it says this version.
+/// Waits until the function's greeting names this version; returns it.
 async fn until_version(gateway: SocketAddr, version: &str) -> Result<String> {
     let end = Instant::now() + SOON;
     let wanted = format!("version {version}");
@@ -346,7 +346,7 @@ async fn until_version(gateway: SocketAddr, version: &str) -> Result<String> {
     }
 }
 
-/// A caller that goes on and counts.
+/// A caller that sends requests continuously and counts failures.
 struct Traffic {
     stop: Arc<AtomicBool>,
     failed: Arc<AtomicUsize>,
@@ -382,7 +382,7 @@ impl Traffic {
     }
 }
 
-/// Leaves everything running, with what to try.
+/// Leaves everything running, and prints commands to try.
 async fn linger<N>(
     story: &Story,
     fleet: &Fleet<N>,

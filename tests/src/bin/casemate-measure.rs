@@ -1,6 +1,6 @@
-//! First figures of the main job, with the real programs: run the release build for figures that
-//! mean something. Cold start, warm request, memory of an idle function, deploy to serve. Prints
-//! one line each.
+//! Measures the main job with the real programs and prints one line for each figure: cold start,
+//! warm request, memory of an idle function, time from a deployment to its first answer. Only the
+//! release build gives meaningful figures.
 #![forbid(unsafe_code)]
 
 use std::io::Write as _;
@@ -18,12 +18,12 @@ use tokio::net::TcpStream;
 use tokio::task::block_in_place;
 
 const HOST: &str = "hello.apps.demo.test";
-/// Calls before the measured ones, and measured ones, over one kept connection.
+/// Calls on one kept connection: first those that warm up, then those that are measured.
 const WARM_UP: usize = 500;
 const WARM: usize = 5000;
-/// Workers that are ended to see the next one start.
+/// Measured cold starts; each follows the kill of the running workers.
 const COLD: usize = 20;
-/// Versions that are deployed.
+/// Measured deployments.
 const DEPLOYS: u32 = 10;
 
 fn main() -> Result<()> {
@@ -34,7 +34,7 @@ fn say(text: &str) -> Result<()> {
     Ok(writeln!(std::io::stdout(), "{text}")?)
 }
 
-/// Middle and 99th percentile, microseconds.
+/// Median and 99th percentile, microseconds.
 fn percentiles(mut times: Vec<Duration>) -> (u128, u128) {
     times.sort_unstable();
     let at = |part: usize| {
@@ -77,7 +77,7 @@ async fn run() -> Result<()> {
         block_in_place(|| {
             fleet
                 .node
-                .wait_for("a spare and no other worker", SOON, spare)
+                .wait_for("a spare worker and no other", SOON, spare)
         })?;
         let started = Instant::now();
         let answer = caller::get(gateway, HOST, "/cold").await?;
@@ -117,7 +117,7 @@ async fn run() -> Result<()> {
     }
     let (p50, p99) = percentiles(deploys);
     say(&format!(
-        "from `casemate deploy --wait 0` having ended to the first answer of it, {DEPLOYS} times: p50 {p50} us, p99 {p99} us"
+        "from the end of `casemate deploy --wait 0` to the first answer of the new version, {DEPLOYS} times: p50 {p50} us, p99 {p99} us"
     ))
 }
 
@@ -154,7 +154,7 @@ async fn until(gateway: SocketAddr, ending: &str) -> Result<()> {
         }
         ensure!(
             Instant::now() < end,
-            "the version does not answer: {} {}",
+            "no answer of the new version in time; the last answer: {} {}",
             answer.status,
             answer.text()
         );

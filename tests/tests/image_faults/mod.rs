@@ -1,4 +1,4 @@
-//! What a machine that lacks a part of its configuration or hardware shows on its console.
+//! The console of a machine that lacks a part of its configuration or hardware.
 
 use casemate_tests::machine::{
     Hardware, Machine, bare_metal_image, seed, seed_disk_arguments, write_seed_disk,

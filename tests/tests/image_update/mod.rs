@@ -1,8 +1,8 @@
-//! Updates of an image: pushed, tried, and blessed or taken back.
+//! Updates of an image: pushed, tried, and then kept or rolled back.
 
 use super::*;
 
-/// A machine that serves, and can be given images.
+/// A machine that serves a function and accepts image updates.
 struct Updated {
     temporary: tempfile::TempDir,
     fleet: Fleet<Machine>,
@@ -11,7 +11,7 @@ struct Updated {
 }
 
 impl Updated {
-    /// A machine that gives an image so long to be well.
+    /// Time that the machine gives a new image to become healthy.
     async fn start(trial_secs: u32) -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let upstream = Upstream::start(UPSTREAM_HOST, UPSTREAM_KEY).await.unwrap();
@@ -53,7 +53,7 @@ impl Updated {
         self.fleet.operator.json(folder, &args).unwrap();
     }
 
-    /// Pushes an image that is no good, and waits until the one before serves again.
+    /// Pushes a faulty image, and waits until the earlier image serves again.
     async fn push_in_vain(&mut self, version: &str, change: (&str, &str), serves: &str, why: &str) {
         block_in_place(|| self.push(version, &[change]));
         let said = format!("the image {version} was tried and refused: {why}");
@@ -67,7 +67,7 @@ impl Updated {
         .await;
     }
 
-    /// Waits for what the operator sees of the machine.
+    /// Waits for a state of the machine in the operator's list.
     async fn wait_for(&self, is_so: impl Fn(&Value) -> bool) {
         let end = Instant::now() + CONSOLE_TIMEOUT;
         loop {
@@ -83,12 +83,12 @@ impl Updated {
     }
 }
 
-/// `make test-image`. An image that is pushed is blessed when the node is well with it; one that
-/// panics is started three times, and then the one before serves.
+/// `make test-image`. A pushed image is kept once the node is healthy with it. An image that panics
+/// is started three times; then the earlier image serves.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by `make test-image`"]
 async fn an_update_is_blessed_and_one_that_panics_is_taken_back() {
-    // Long enough for an emulated machine on a busy one.
+    // Long enough for an emulated machine on a busy host.
     let mut updated = Updated::start(200).await;
     block_in_place(|| updated.push("0.0.2", &[]));
     let serving = "Casemate 0.0.2 (virtual-machine): serving 1 function";
@@ -98,7 +98,7 @@ async fn an_update_is_blessed_and_one_that_panics_is_taken_back() {
     updated
         .wait_for(|machine| machine["version"] == "0.0.2" && machine["update"].is_null())
         .await;
-    // It ends at once, and a kernel without its first program panics.
+    // The first program exits at once, and the kernel panics without it.
     let change = ("casemate-init", "casemate-launch");
     updated
         .push_in_vain(
@@ -108,7 +108,7 @@ async fn an_update_is_blessed_and_one_that_panics_is_taken_back() {
             "it did not become healthy in 3 tries",
         )
         .await;
-    // Somebody puts the first one back, which is signed as well.
+    // An attacker restores the first image's file, which is signed as well.
     let back = |root: &fatfs::Dir<'_, &mut Cursor<Vec<u8>>>| {
         root.remove(&uki_path("0.0.2"))?;
         let mut first = root.create_file(&uki_path("0.0.1"))?;
@@ -125,8 +125,8 @@ async fn an_update_is_blessed_and_one_that_panics_is_taken_back() {
     block_in_place(|| node.wait_for(older)).unwrap();
 }
 
-/// `make test-image`. An image whose node dies, and one with which no function serves, are taken
-/// back too.
+/// `make test-image`. An image with a dying node and an image with which no function serves are
+/// rolled back too.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by `make test-image`"]
 async fn an_update_with_which_the_node_is_not_well_is_taken_back() {

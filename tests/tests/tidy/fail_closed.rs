@@ -1,16 +1,16 @@
 //! Nothing turns a failed derivation, serialisation or read into an empty default.
 //!
-//! Where secrets, statements and stored rows are handled ([`STRICT`]), the words that hide a
-//! failure are forbidden altogether: what cannot be there is said by `unwrap_or` with the value
-//! that then counts, and what cannot fail by `expect` with the reason. Everywhere else they are
-//! forbidden directly behind a call that can fail.
+//! In the folders of [`STRICT`], which handle secrets, statements and stored rows, the methods that
+//! hide a failure are forbidden altogether. There, a value that may be absent has an explicit
+//! `unwrap_or`, and a call that cannot fail has an `expect` with the reason. Elsewhere the methods
+//! are forbidden only directly after a call that can fail.
 
 use std::collections::BTreeMap;
 
 use crate::source::{Rust, Source, Word, rust_sources};
 use crate::{beyond, none};
 
-/// Where no failure is hidden, whatever it is of.
+/// Folders in which the methods are forbidden altogether.
 const STRICT: &[&str] = &[
     "vault/path/src/",
     "vault/trust/src/",
@@ -25,7 +25,7 @@ const STRICT: &[&str] = &[
     "images/measured-boot/src/",
 ];
 
-/// Calls that derive, sign, write or read, and can fail.
+/// Fallible calls that derive, sign, write or read.
 const FALLIBLE: &[&str] = &[
     "expand",
     "extract",
@@ -49,11 +49,11 @@ const FALLIBLE: &[&str] = &[
     "verify",
 ];
 
-/// Files that still hide failures, and how often.
+/// Files that still hide failures, and the number of places.
 const EXCEPTIONS: &[(&str, usize)] = &[
-    // A completion without a project completes nothing.
+    // A completion outside of a project offers nothing.
     ("control-plane/cli/src/complete.rs", 2),
-    // A kernel need not have what is read there; without it there is nothing to list.
+    // Not every kernel has these files; without one there is nothing to list.
     ("images/init/src/disk.rs", 1),
     ("images/init/src/figures.rs", 2),
     ("images/init/src/kernel.rs", 1),
@@ -65,7 +65,7 @@ const EXCEPTIONS: &[(&str, usize)] = &[
     ("node/supervisor/src/shell/hear.rs", 1),
 ];
 
-/// The place of each violation in a file.
+/// The line of each violation in a file.
 fn hidden(source: &Source, rust: &Rust) -> Vec<String> {
     let words: Vec<&Word> = rust.words.iter().filter(|word| !word.is_test).collect();
     let is_strict = STRICT.iter().any(|folder| source.path.starts_with(folder));
@@ -81,7 +81,7 @@ fn hidden(source: &Source, rust: &Rust) -> Vec<String> {
                 "debug_assert checks nothing in a release"
             }
             "ok" if is_strict && follows_call && is(at + 2, ")") && is(at + 3, ";") => {
-                // `let a = b.ok();` hides nothing.
+                // `let a = b.ok();` does not hide a failure.
                 if is_statement(&words, at) {
                     "a result that is dropped with ok()"
                 } else {
@@ -98,7 +98,7 @@ fn hidden(source: &Source, rust: &Rust) -> Vec<String> {
     mistakes
 }
 
-/// Whether the call before this dot is one that can fail.
+/// Whether this dot follows a call that can fail.
 fn fails(words: &[&Word], dot: usize) -> bool {
     let mut depth = 0_usize;
     for at in (0..dot).rev() {
@@ -109,7 +109,7 @@ fn fails(words: &[&Word], dot: usize) -> bool {
                 return name.is_some_and(|name| FALLIBLE.contains(&name));
             }
             "(" => depth -= 1,
-            // Not behind a call, or behind `?`.
+            // The dot follows something other than a call, such as `?`.
             _ if depth == 0 => return false,
             _ => {}
         }
@@ -117,7 +117,7 @@ fn fails(words: &[&Word], dot: usize) -> bool {
     false
 }
 
-/// Whether the statement that this word is in binds and returns nothing.
+/// Whether the statement around this word neither binds nor returns its value.
 fn is_statement(words: &[&Word], at: usize) -> bool {
     let before = words[..at].iter().rev();
     let mut statement = before.take_while(|word| ![";", "{", "}"].contains(&word.text.as_str()));

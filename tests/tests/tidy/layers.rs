@@ -1,4 +1,4 @@
-//! Who may depend on whom.
+//! Which crate may depend on which.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,13 +10,14 @@ use crate::source::root;
 /// The crate that opens secrets.
 const OPENS: &str = "casemate-vault-core";
 
-/// Who may link the crate that opens secrets: the vault's program. Everybody else may not.
+/// The crates that may link the crate that opens secrets; no other crate may.
 const MAY_OPEN: &[&str] = &[OPENS, "casemate-vault"];
 
-/// Who may name it for tests and measurements that are never shipped.
+/// Crates that may name it as a development dependency; their tests and benchmarks are never
+/// shipped.
 const MAY_TEST_OPENING: &[&str] = &["casemate-vault", "casemate-benches"];
 
-/// What a program must not link, whatever it is linked through.
+/// Packages that a program must not link, directly or indirectly.
 const NOT_LINKED: &[(&str, &[&str])] = &[
     (
         "casemate-worker",
@@ -45,7 +46,7 @@ const NOT_LINKED: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Who may name each heavy or sharp dependency.
+/// The crates that may name each heavy or dangerous dependency.
 const NAMED_BY: &[(&str, &[&str])] = &[
     ("sled", &["casemate-vault-store"]),
     ("redb", &["casemate-control-store"]),
@@ -69,12 +70,12 @@ const NAMED_BY: &[(&str, &[&str])] = &[
     ("rolldown", &["casemate"]),
 ];
 
-/// Words that a crate of leftovers has in its name.
+/// Words that mark a crate as a collection of leftovers, and that no crate's name may contain.
 const LEFTOVERS: &[&str] = &[
     "common", "utils", "util", "types", "helpers", "misc", "shared",
 ];
 
-/// Of each package, by name, what it links.
+/// The packages that each package links, by name.
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
 pub(crate) fn metadata() -> Metadata {
@@ -94,13 +95,13 @@ fn graph(metadata: &Metadata, kinds: &[DependencyKind]) -> Graph {
         });
         let links = links.map(|dependency| metadata[&dependency.pkg].name.to_string());
         let name = metadata[&node.id].name.to_string();
-        // Two versions of one package count as one that links what both do.
+        // All versions of a package share one entry, which links the dependencies of each.
         graph.entry(name).or_default().extend(links);
     }
     graph
 }
 
-/// Everything that `package` links, through whatever.
+/// All packages that `package` links, directly or indirectly.
 fn reach<'a>(graph: &'a Graph, package: &str) -> BTreeSet<&'a str> {
     let mut seen = BTreeSet::new();
     let mut todo: Vec<&'a str> = Vec::new();
@@ -130,7 +131,7 @@ fn openers(graph: &Graph, ours: &[String]) -> Vec<String> {
         .collect()
 }
 
-fn linked_in_vain(graph: &Graph) -> Vec<String> {
+fn linked_against_the_rules(graph: &Graph) -> Vec<String> {
     let mut mistakes = Vec::new();
     for (package, absent) in NOT_LINKED {
         let reached = reach(graph, package);
@@ -140,12 +141,13 @@ fn linked_in_vain(graph: &Graph) -> Vec<String> {
     mistakes
 }
 
-/// Of packages, each with what it names and as what.
+/// Checks the dependencies: each entry is a package, the dependency that it names, and the kind of
+/// the dependency.
 fn named_wrongly(named: &[(String, String, DependencyKind)]) -> Vec<String> {
     let mut mistakes = Vec::new();
     for (package, name, kind) in named {
         let is_shipped = *kind == DependencyKind::Normal && package != "casemate-tests";
-        let allowed = NAMED_BY.iter().find(|(sharp, _)| sharp == name);
+        let allowed = NAMED_BY.iter().find(|(restricted, _)| restricted == name);
         let allowed = allowed.map(|(_, allowed)| *allowed).filter(|_| is_shipped);
         let allowed = if name == OPENS && *kind == DependencyKind::Development {
             Some(MAY_TEST_OPENING)
@@ -167,12 +169,12 @@ fn leftovers(names: &[String]) -> Vec<String> {
 #[test]
 fn only_the_vault_can_open_a_secret() {
     let metadata = metadata();
-    // What a build script links can end up in what it writes.
+    // Code that a build script links can end up in the script's output.
     let graph = graph(&metadata, &[DependencyKind::Normal, DependencyKind::Build]);
     none(&openers(&graph, &ours(&metadata)));
     assert!(
         reach(&graph, "casemate-vault").contains(OPENS),
-        "the vault must, or this proves nothing"
+        "the vault must link the crate, or this test proves nothing"
     );
 }
 
@@ -194,7 +196,7 @@ fn a_package_that_nobody_has_thought_of_cannot_open_a_secret() {
 
 #[test]
 fn worker_and_gateway_carry_no_trust_code_and_no_network_client() {
-    none(&linked_in_vain(&graph(
+    none(&linked_against_the_rules(&graph(
         &metadata(),
         &[DependencyKind::Normal],
     )));
@@ -205,7 +207,7 @@ fn a_network_client_behind_another_crate_is_found() {
     let mut graph = graph(&metadata(), &[DependencyKind::Normal]);
     let worker = graph.get_mut("casemate-worker").expect("the worker");
     worker.insert("casemate-control".into());
-    let found = linked_in_vain(&graph);
+    let found = linked_against_the_rules(&graph);
     for name in ["casemate-trust", "quinn", "rustls"] {
         let mistake = format!("casemate-worker reaches {name}");
         assert!(found.contains(&mistake), "{mistake} is not in {found:?}");
@@ -213,7 +215,7 @@ fn a_network_client_behind_another_crate_is_found() {
 }
 
 #[test]
-fn sharp_dependencies_are_named_by_few() {
+fn restricted_dependencies_are_named_by_few() {
     let mut named = Vec::new();
     for package in metadata().workspace_packages() {
         let dependencies = package.dependencies.iter();
@@ -226,7 +228,7 @@ fn sharp_dependencies_are_named_by_few() {
 }
 
 #[test]
-fn a_second_user_of_a_sharp_dependency_is_found() {
+fn a_second_user_of_a_restricted_dependency_is_found() {
     let name = |package: &str, name: &str, kind| (package.into(), name.into(), kind);
     let named = [
         name("casemate-vault", "sled", DependencyKind::Normal),

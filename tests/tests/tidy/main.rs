@@ -26,8 +26,8 @@ fn none(mistakes: &[String]) {
     assert!(mistakes.is_empty(), "\n{}", mistakes.join("\n"));
 }
 
-/// Compares what a rule has found, by file, with the exceptions, which name a file and how many
-/// violations it has.
+/// Compares the violations that a rule has found, by file, with the exceptions: a file and its
+/// permitted number of violations.
 fn beyond(
     found: &BTreeMap<String, Vec<String>>,
     exceptions: &[(&str, usize)],

@@ -67,7 +67,7 @@ fn every_package_is_described_and_licensed() {
     let mistakes: Vec<_> = lacking
         .map(|package| {
             let name = &package.name;
-            format!("{name}: license, rust-version and description are wanted")
+            format!("{name}: license, rust-version or description is missing")
         })
         .collect();
     none(&mistakes);

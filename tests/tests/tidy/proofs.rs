@@ -1,5 +1,5 @@
-//! What documents name exists: the files of code and the tests of the threat model, and the tests
-//! that any document names.
+//! Names in documents exist: the files and tests that the threat model names, and the tests that
+//! any document names.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::source::{Source, root, sources};
 
 const THREAT_MODEL: &str = "docs/THREAT-MODEL.md";
 
-/// The texts in backticks of a line.
+/// The texts in backticks on a line.
 fn quoted(line: &str) -> impl Iterator<Item = (&str, &str)> {
     let mut parts = line.split('`');
     let before = parts.next().unwrap_or_default();
@@ -21,13 +21,13 @@ fn quoted(line: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// Whether a text is a path into one of our folders.
+/// Whether a text is a path into one of the repository's folders.
 fn is_path(text: &str) -> bool {
     let folders = ["control-plane/", "images/", "node/", "tests/", "vault/"];
     folders.iter().any(|folder| text.starts_with(folder)) && !text.contains([' ', '*', '{'])
 }
 
-/// Paths that do not exist, and tests (`name` in `folder`) that no file in their folder defines.
+/// Paths that do not exist, and tests (`name` in `folder`) that no file in the folder defines.
 fn unbacked(document: &Source, sources: &[Source], exists: impl Fn(&str) -> bool) -> Vec<String> {
     let mut mistakes = Vec::new();
     for (number, line) in document.text.lines().enumerate() {
@@ -58,10 +58,10 @@ fn unbacked(document: &Source, sources: &[Source], exists: impl Fn(&str) -> bool
     mistakes
 }
 
-/// Words that a name needs to be taken for a test's.
+/// Number of words from which on a name counts as a test's.
 const LEAST_WORDS: usize = 4;
 
-/// Names of tests, and of whatever else has a name of so many words, that no source contains.
+/// Names with that many words that no source contains, whether of tests or of other items.
 fn unknown_names(documents: &[Source], sources: &[Source]) -> Vec<String> {
     let is_of_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     let known: BTreeSet<&str> = sources
@@ -83,7 +83,7 @@ fn unknown_names(documents: &[Source], sources: &[Source]) -> Vec<String> {
 
 #[test]
 fn what_documents_name_exists() {
-    // Entries of the CHANGELOG name what there was at their time.
+    // The CHANGELOG's entries name tests that existed when the entry was written.
     let mut documents = sources(&[".md"]);
     documents.retain(|document| document.path != "CHANGELOG.md");
     assert!(documents.len() > 20, "the documents are still found");

@@ -1,4 +1,4 @@
-//! What only decides does nothing: no files, sockets, clock, randomness, threads or environment.
+//! Pure crates have no effects: no files, sockets, clock, randomness, threads or environment.
 
 use cargo_metadata::{DependencyKind, Metadata};
 
@@ -6,7 +6,7 @@ use crate::layers::metadata;
 use crate::none;
 use crate::source::{Source, sources};
 
-/// Crates (or a module of one) that only decide.
+/// Crates, or modules of a crate, that have to be pure.
 const PURE: &[(&str, &str)] = &[
     ("casemate-path", "vault/path/src/"),
     ("casemate-trust", "vault/trust/src/"),
@@ -17,7 +17,7 @@ const PURE: &[(&str, &str)] = &[
     ("", "node/supervisor/src/state/"),
 ];
 
-/// Crates that a pure crate does not name.
+/// Crates that a pure crate must not name.
 const IMPURE_CRATES: &[&str] = &[
     "tokio",
     "quinn",
@@ -31,7 +31,7 @@ const IMPURE_CRATES: &[&str] = &[
     "tempfile",
 ];
 
-/// Where paths must not begin. Addresses without sockets are in `core::net`.
+/// Beginnings of forbidden paths. Addresses without sockets are in `core::net`.
 const IMPURE_PATHS: &[&str] = &[
     "std::fs",
     "std::net",
@@ -46,7 +46,7 @@ const IMPURE_PATHS: &[&str] = &[
     "rand",
 ];
 
-/// Names that must not be part of a path, wherever they come from.
+/// Names that no path may contain, from whichever crate.
 const IMPURE_NAMES: &[&str] = &[
     "Instant",
     "SystemTime",
@@ -60,13 +60,13 @@ const IMPURE_NAMES: &[&str] = &[
     "UnixStream",
 ];
 
-/// Files that may name some of it, and why.
+/// Exceptions: files with the names that they may use, and the reason.
 const EXCEPTIONS: &[(&str, &[&str])] = &[
-    // A test there writes the golden file of the API when it is told to.
+    // A test in this file writes the golden file of the API on demand.
     ("control-plane/api/src/openapi.rs", &["std::fs", "std::env"]),
 ];
 
-/// Every line of a pure file is read, tests and all.
+/// The rule reads every line of a pure file, including its tests.
 fn impure(source: &Source) -> Vec<String> {
     let exceptions = EXCEPTIONS.iter().find(|(path, _)| *path == source.path);
     let excepted = exceptions.map_or(&[][..], |(_, paths)| *paths);

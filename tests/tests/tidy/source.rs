@@ -1,4 +1,4 @@
-//! The sources of the repository, as text and as words of Rust.
+//! The sources of the repository, as text and as Rust tokens.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 
 use proc_macro2::{Delimiter, Group, Spacing, TokenStream, TokenTree};
 
-/// Folders that hold nothing of ours.
+/// Folders without sources of the repository.
 const FOREIGN: &[&str] = &["target", "node_modules", "corpus", "artifacts"];
 
-/// One file of ours.
+/// One source file.
 pub(crate) struct Source {
-    /// Relative to the root, with `/`.
+    /// Path relative to the root, with `/`.
     pub(crate) path: String,
     pub(crate) text: String,
 }
 
 impl Source {
-    /// A file that exists only in a test.
+    /// A planted file, for the tests of a rule.
     pub(crate) fn planted(path: &str, text: &str) -> Self {
         Self {
             path: path.into(),
@@ -25,7 +25,7 @@ impl Source {
         }
     }
 
-    /// The file's words. Comments and the contents of literals are left out.
+    /// The file's tokens, without comments and without the contents of literals.
     pub(crate) fn rust(&self) -> Rust {
         Rust::read(&self.path, &self.text)
     }
@@ -36,7 +36,7 @@ pub(crate) fn root() -> PathBuf {
     tests.parent().expect("tests/ lies in the root").to_owned()
 }
 
-/// Every file of ours with one of these endings.
+/// All source files with one of these endings.
 pub(crate) fn sources(endings: &[&str]) -> Vec<Source> {
     let (root, mut found) = (root(), Vec::new());
     walk(&root, endings, &mut found);
@@ -63,26 +63,26 @@ fn walk(folder: &Path, endings: &[&str], found: &mut Vec<PathBuf>) {
     }
 }
 
-/// One word: an identifier, a sign, a bracket, or a literal without its contents.
+/// One token: an identifier, a sign, a bracket, or a literal without its contents.
 pub(crate) struct Word {
     pub(crate) text: String,
     pub(crate) line: usize,
-    /// Inside an item that only tests have.
+    /// Whether the token is inside an item that is compiled only for tests.
     pub(crate) is_test: bool,
 }
 
-/// One path, such as `std::fs::read`; a `use` with braces gives one for each of its leaves.
+/// One path, such as `std::fs::read`; a `use` with braces gives one path for each leaf.
 pub(crate) struct RustPath {
     pub(crate) text: String,
     pub(crate) line: usize,
 }
 
-/// A file as its words and paths.
+/// A file as tokens and paths.
 #[derive(Default)]
 pub(crate) struct Rust {
     pub(crate) words: Vec<Word>,
     pub(crate) paths: Vec<RustPath>,
-    /// Modules that only tests have and that are files of their own.
+    /// Modules in files of their own that are compiled only for tests.
     pub(crate) test_modules: BTreeSet<String>,
 }
 
@@ -108,7 +108,7 @@ impl Rust {
 
     fn take_words(&mut self, stream: TokenStream, is_test: bool) {
         let trees: Vec<TokenTree> = stream.into_iter().collect();
-        // Within an item behind an attribute that only tests have.
+        // An item behind an attribute for tests.
         let mut in_item = false;
         let mut at = 0;
         while let Some(tree) = trees.get(at) {
@@ -152,7 +152,7 @@ impl Rust {
         self.push(close, group.span_close().start().line, is_test);
     }
 
-    /// Of `mod name;`, what follows `mod`.
+    /// For `mod name;`, the tokens after `mod`.
     fn take_module(&mut self, rest: &[TokenTree]) {
         if let [TokenTree::Ident(name), TokenTree::Punct(end), ..] = rest
             && end.as_char() == ';'
@@ -221,8 +221,8 @@ fn is_test_attribute(group: &Group) -> bool {
     })
 }
 
-/// Rust sources with their words, and whether a whole file is for tests alone: it lies in a `tests`
-/// folder, or a module declares it so.
+/// The Rust sources with their tokens, and whether a whole file is for tests only: a file in a
+/// folder `tests`, or of a module that is declared so.
 pub(crate) fn rust_sources() -> Vec<(Source, Rust, bool)> {
     let read: Vec<_> = sources(&[".rs"])
         .into_iter()
@@ -252,7 +252,7 @@ pub(crate) fn rust_sources() -> Vec<(Source, Rust, bool)> {
         .collect()
 }
 
-/// Where the files of a file's modules are.
+/// The folder with the files of a file's modules.
 fn folder_of_modules(path: &str) -> String {
     let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
     match name {

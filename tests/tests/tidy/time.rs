@@ -1,15 +1,15 @@
-//! No test sleeps to wait for something: time is paused, or the test asks for a condition until it
-//! holds.
+//! No test sleeps in order to wait for an event: either time is paused, or the test polls a
+//! condition.
 //!
-//! A sleep within `while` or `loop` is a step of asking for a condition. Every other one hopes that
-//! something has happened meanwhile.
+//! A sleep within `while` or `loop` belongs to such a poll. Any other sleep hopes that an event has
+//! happened meanwhile.
 
 use std::collections::BTreeMap;
 
 use crate::source::{Rust, Source, Word, rust_sources};
 use crate::{beyond, none};
 
-/// Tests that sleep, and how often.
+/// Tests that sleep, and the number of their sleeps.
 const EXCEPTIONS: &[(&str, usize)] = &[
     ("control-plane/server/tests/api.rs", 1),
     ("control-plane/server/tests/nodes.rs", 1),
@@ -50,7 +50,7 @@ fn sleeps(source: &Source, rust: &Rust, is_test: bool) -> Vec<String> {
     mistakes
 }
 
-/// Whether the function that this word stands in starts with paused time.
+/// Whether the function around this token starts with paused time.
 fn is_paused(words: &[Word], at: usize) -> bool {
     let Some(function) = words[..at].iter().rposition(|word| word.text == "fn") else {
         return false;
@@ -61,7 +61,7 @@ fn is_paused(words: &[Word], at: usize) -> bool {
         .any(|word| word.text == "start_paused")
 }
 
-/// Whether a `while` or `loop` of the same function is around this word.
+/// Whether a `while` or `loop` of the same function surrounds this token.
 fn is_step(words: &[Word], at: usize) -> bool {
     let mut depth = 0_usize;
     for before in (0..at).rev() {
@@ -79,7 +79,7 @@ fn is_step(words: &[Word], at: usize) -> bool {
     false
 }
 
-/// What the block behind these words belongs to, if it is a function or asks until something is so.
+/// The keyword of the block that follows these tokens: `fn`, `loop` or `while`; else `None`.
 fn head_of(words: &[Word]) -> Option<&str> {
     let mut brackets = 0_usize;
     for word in words.iter().rev() {

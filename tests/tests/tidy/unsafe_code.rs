@@ -1,10 +1,10 @@
-//! `unsafe` is denied by a lint of the workspace and forbidden by most crates. This module looks at
-//! who lifts the lint.
+//! A lint of the workspace denies `unsafe`, and most crates forbid it. This module checks which
+//! files lift the lint.
 
 use crate::none;
 use crate::source::{Source, sources};
 
-/// Who may lift the lint: files of the sandbox's crate, and the worker's V8 module.
+/// Files that may lift the lint: those of the sandbox's crate, and the worker's V8 module.
 const MAY_LIFT: &[&str] = &[
     "node/sandbox/src/syscalls.rs",
     "node/sandbox/src/bin/casemate-launch/child.rs",
@@ -16,8 +16,8 @@ const MAY_LIFT: &[&str] = &[
     "node/worker/src/engine/mod.rs",
 ];
 
-/// Roots of crates that hold `unsafe` and so cannot forbid it. `fuzz` is a workspace of its own,
-/// whose targets are unsafe by a macro of libFuzzer.
+/// Roots of crates that contain `unsafe` and so cannot forbid it. The crate `fuzz` is a workspace
+/// of its own, whose targets contain `unsafe` through a macro of libFuzzer.
 const CANNOT_FORBID: &[&str] = &["node/sandbox/", "node/worker/", "fuzz/"];
 
 fn lifted(source: &Source) -> Vec<String> {
@@ -30,7 +30,7 @@ fn lifted(source: &Source) -> Vec<String> {
         let place = words
             .windows(2)
             .position(|pair| pair[0].text == level && pair[1].text == "(");
-        // Up to the bracket that closes the attribute.
+        // Skip to the bracket that closes the attribute.
         let inside = words[place?..].iter().take_while(|word| word.text != "]");
         let lint = inside.into_iter().find(|word| word.text == "unsafe_code")?;
         Some(lint.line)

@@ -1,4 +1,4 @@
-//! Words that must not be left in the sources.
+//! Words that mark unfinished work must not be in the sources.
 
 use crate::none;
 use crate::source::{Source, sources};

@@ -1,4 +1,4 @@
-//! The command line: what can be typed.
+//! The command line's commands and options.
 
 mod freshness;
 mod operator;

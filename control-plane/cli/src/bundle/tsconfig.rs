@@ -73,18 +73,18 @@ fn damaged(path: &Path, error: &ResolveError) -> Error {
         ResolveError::TsconfigNotFound(missing) => (
             path,
             format!(
-                "`extends` or `references` names {}, which is not there",
+                "`extends` or `references` names {}, which does not exist",
                 missing.display()
             ),
         ),
-        ResolveError::TsconfigCircularExtend(_) => (path, "`extends` leads in a circle".to_owned()),
+        ResolveError::TsconfigCircularExtend(_) => (path, "`extends` is circular".to_owned()),
         ResolveError::TsconfigLoadFailed { path, source } => (path.as_path(), source.to_string()),
         other => (path, other.to_string()),
     };
     Error::new(
         Code::Bundle,
         "tsconfig.json cannot be read",
-        "correct what is named and run the command again",
+        "correct the named setting and run the command again",
     )
     .at(at.display())
     .lines([why])
@@ -103,7 +103,7 @@ impl Walled {
         if self.walls.may_configure(path)? {
             return Ok(());
         }
-        // Folders above have manifests of their own, which the resolver reads on its way to
+        // Folders above the project may have manifests, which the resolver reads on its way to
         // `node_modules`.
         if !path.ends_with("package.json") {
             let mut refused = self.refused.lock();

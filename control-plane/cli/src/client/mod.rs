@@ -266,8 +266,8 @@ impl Api {
     fn broken(&self, error: std::io::Error) -> Error {
         Error::new(
             Code::Unreachable,
-            "the connection to the control plane broke",
-            "run the command again: what was acknowledged is kept, and repeating is safe",
+            "the connection to the control plane was lost",
+            "run the command again: acknowledged changes are kept, and repeating is safe",
         )
         .at(&self.address)
         .source(error)
@@ -286,7 +286,7 @@ impl Api {
         serde_json::from_slice(body).map_err(|error| {
             Error::new(
                 Code::Api,
-                "the control plane's answer is not understood",
+                "the control plane's answer cannot be parsed",
                 "compare the versions of casemate and casemate-control, and upgrade the older one",
             )
             .at(format!("{}{path}", self.address))
@@ -411,8 +411,8 @@ pub fn not_the_control_plane(address: &Address) -> Error {
         Code::NotTheControlPlane,
         "the server at this address does not have the key that the fleet's root signed for the \
          control plane",
-        "compare address and fingerprint with the operator. If the control plane was set up again, \
-         the operator signs its keys with `casemate fleet online`. Nothing was sent",
+        "compare the address and the fingerprint with the operator's. If the control plane was set \
+         up again, the operator signs its keys with `casemate fleet online`. Nothing was sent",
     )
     .at(address)
 }

@@ -1,5 +1,5 @@
-//! What the control plane's refusals mean to whoever ran the command: a code of ours, and a next
-//! step.
+//! Translates the control plane's refusals for the person at the command line: an exit code and a
+//! next step.
 
 use casemate_api::error::{ErrorBody, ErrorDetail, code as api};
 use http::StatusCode;
@@ -55,7 +55,7 @@ fn kind_and_next_step(code: &str, status: StatusCode) -> (Code, &'static str) {
         ),
         (api::NOT_FOUND, _) | (_, StatusCode::NOT_FOUND) => (
             Code::NotFound,
-            "check the name; the listing commands show what there is",
+            "check the name; the listing commands show the existing names",
         ),
         (api::NO_FLEET, _) => (
             Code::Api,
@@ -72,7 +72,7 @@ fn kind_and_next_step(code: &str, status: StatusCode) -> (Code, &'static str) {
         ),
         (api::STORAGE_FULL, _) => (
             Code::Unreachable,
-            "tell the operator that the control plane's disk is full; nothing was changed",
+            "inform the operator that the control plane's disk is full; nothing was changed",
         ),
         (api::QUOTA_EXCEEDED, _) => (
             Code::Api,
@@ -86,13 +86,16 @@ fn kind_and_next_step(code: &str, status: StatusCode) -> (Code, &'static str) {
         ),
         (api::TOO_MANY, _) => (
             Code::Api,
-            "remove what is not needed any more and try again",
+            "remove objects that are no longer needed and try again",
         ),
         _ if status.is_server_error() => (
             Code::Unreachable,
-            "run the command again; if that does not help, look into the control plane's log",
+            "run the command again; if it fails again, see the control plane's log",
         ),
-        _ => (Code::Api, "correct what is named and run the command again"),
+        _ => (
+            Code::Api,
+            "correct the named mistake and run the command again",
+        ),
     }
 }
 

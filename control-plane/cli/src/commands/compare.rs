@@ -49,8 +49,8 @@ pub(super) async fn revoke_again(session: &mut Session<'_>) -> Result<RevokedAga
     Ok(again)
 }
 
-/// What this home remembers and cannot restore at the control plane, a line each with the necessary
-/// action.
+/// The objects that this home remembers and cannot restore at the control plane: one line for each,
+/// with the necessary action.
 pub(super) async fn lost(session: &mut Session<'_>) -> Result<Vec<String>, Error> {
     let mut lines = Vec::new();
     let list: NodeList = session.api.get("/v1/nodes").await?;

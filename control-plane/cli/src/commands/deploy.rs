@@ -191,8 +191,8 @@ fn check(tenancy: &Tenancy<'_>, project: &Project, release: &Release) -> Result<
                 "{} would be function {count}; the tenant's ceiling is {}",
                 release.function, tenant.ceilings.functions
             ),
-            "remove what is not needed with `casemate remove FUNCTION`, or ask the operator for \
-             more",
+            "remove functions that are no longer needed with `casemate remove FUNCTION`, or ask \
+             the operator for more",
         ));
     }
     let judge = tenancy.session.known.judge();
@@ -268,7 +268,7 @@ fn choose(fallbacks: &[Digest], args: &Rollback) -> Result<Digest, Error> {
             Error::new(
                 Code::NotFound,
                 format!("{} has no earlier release to go back to", args.function),
-                "deploy the sources that you want instead",
+                "deploy the wanted sources instead",
             )
         });
     };
@@ -287,10 +287,10 @@ fn choose(fallbacks: &[Digest], args: &Rollback) -> Result<Digest, Error> {
             Err(Error::new(
                 Code::NotFound,
                 format!(
-                    "{what} earlier release of {} begins like that",
+                    "{what} earlier release of {} begins with this text",
                     args.function
                 ),
-                "name one of those above with `--to`",
+                "name one of the releases above with `--to`",
             )
             .lines(fallbacks.iter().map(|digest| format!("release {digest}"))))
         }

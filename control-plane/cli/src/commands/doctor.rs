@@ -122,7 +122,7 @@ fn home(cx: &Context) -> Check {
     let path = cx.home.path();
     let shown = path.display();
     let Ok(about) = std::fs::metadata(path) else {
-        let mut check = Check::new("home", State::Failed, format!("{shown} is not there"))
+        let mut check = Check::new("home", State::Failed, format!("{shown} does not exist"))
             .next("`casemate tenant key` makes it, or name another with `--home DIR`");
         check.code = Some(Code::NotLoggedIn);
         return check;
@@ -160,8 +160,7 @@ fn keys(cx: &Context) -> Vec<Check> {
             Check::new(
                 "keys",
                 State::Warning,
-                "no key is in this home: it can look, and sign \
-                 nothing",
+                "no key is in this home: it can read, and sign nothing",
             )
             .next(
                 "`casemate tenant key` makes one to send to the operator; or copy tenant.key and \
@@ -206,7 +205,7 @@ async fn connection(cx: &Context, args: &args::Doctor) -> Vec<Check> {
         Err(error) => {
             checks.push(Check::failed("control plane", &error));
             let names = ["clock", "fleet", "tenant", "expiry"];
-            checks.extend(names.map(|name| skipped(name, "a control plane that answers")));
+            checks.extend(names.map(|name| skipped(name, "an answer of the control plane")));
             return checks;
         }
     }
@@ -214,8 +213,10 @@ async fn connection(cx: &Context, args: &args::Doctor) -> Vec<Check> {
         Ok(session) => session,
         Err(error) => {
             checks.push(Check::failed("fleet", &error));
-            checks
-                .extend(["tenant", "expiry"].map(|name| skipped(name, "a fleet that is believed")));
+            checks.extend(
+                ["tenant", "expiry"]
+                    .map(|name| skipped(name, "a fleet whose statements are valid")),
+            );
             return checks;
         }
     };

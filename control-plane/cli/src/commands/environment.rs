@@ -1,4 +1,4 @@
-//! What `--env` changes for each command: the folder of the project, and which names are replaced.
+//! The effects of `--env` on each command: the folder of the project, and replaced names.
 
 use std::path::Path;
 

@@ -88,7 +88,8 @@ async fn of_operator(session: &mut Session<'_>) -> Result<Vec<Expiry>, Error> {
     let mut found = of_fleet(&session.known);
     let judge = session.known.judge();
     let images = judge.images().map(|(pool, image)| {
-        let how = "Machines that do not run it yet refuse it then; build and push the next one.";
+        let how = "After that, machines that do not run the image yet refuse it; build and push \
+        the next image.";
         Expiry::operators(
             "image",
             format!("{} of pool {pool}", image.version),
@@ -101,11 +102,12 @@ async fn of_operator(session: &mut Session<'_>) -> Result<Vec<Expiry>, Error> {
     for summary in session.list_tenants().await? {
         let name = printable(summary.name.as_str());
         if !known.contains(&summary.id) {
-            let how = "Another home has signed it: renew it there with `casemate tenant update`.";
+            let how = "Another home has signed the statement: renew it there with `casemate tenant \
+            update`.";
             found.push(Expiry::operators("tenant", &name, summary.expires, how));
         }
         if let Some(expires) = summary.manifest_expires {
-            let how = "The tenant signs it again: `casemate renew`.";
+            let how = "The tenant signs the manifest again: `casemate renew`.";
             found.push(Expiry::tenants("manifest", &name, expires, how));
         }
     }
@@ -118,7 +120,7 @@ async fn of_operator(session: &mut Session<'_>) -> Result<Vec<Expiry>, Error> {
         .unwrap_or_default();
     for record in waiting.iter().filter(|record| record.used_by.is_none()) {
         let how = format!(
-            "Make another when it is needed: `casemate node token {}`.",
+            "Make another token when a node needs it: `casemate node token {}`.",
             record.node
         );
         found.push(Expiry::operators(
@@ -168,9 +170,9 @@ async fn of_nodes(
             continue;
         };
         let how = if *held < epoch {
-            "The node lacks the newest key: `casemate fleet publish` gives it."
+            "The node lacks the pool's newest key: run `casemate fleet publish`."
         } else {
-            "It gets the next with `casemate pool rotate`."
+            "The node gets the pool's next key with `casemate pool rotate`."
         };
         let name = format!("{} for pool {}, epoch {held}", node.name, node.pool);
         found.push(Expiry::operators("grant", name, expires, how));
@@ -180,7 +182,7 @@ async fn of_nodes(
 
 fn token(token: &TokenView) -> Option<Expiry> {
     let name = format!("{} ({})", printable(&token.id), printable(&token.label));
-    let how = "Make another with `casemate token create`, and log in with it.";
+    let how = "Make another token with `casemate token create`, and log in with it.";
     Some(Expiry::operators("token", name, token.expires?, how))
 }
 
@@ -201,7 +203,10 @@ async fn of_tenants_home(cx: &Context) -> Result<Vec<Expiry>, Error> {
         .collect();
     found.extend(judge.tenant(&tenancy.id).map(of_tenant));
     if let Some(manifest) = tenancy.manifest() {
-        let (name, how) = (&tenancy.tenant.name, "Sign it again: `casemate renew`.");
+        let (name, how) = (
+            &tenancy.tenant.name,
+            "Sign the manifest again: `casemate renew`.",
+        );
         found.push(Expiry::tenants("manifest", name, manifest.expires, how));
         let version = manifest.version;
         if let Standing::Fresh(until) = tenancy.standing() {

@@ -19,7 +19,7 @@ pub(super) async fn finish(
     finish_when(Until::Taken, tenancy, signing, version, result, told).await
 }
 
-/// The same, with what the nodes must have done before the command ends.
+/// Like [`finish`]; `until` says what the nodes must have done before the command ends.
 pub(super) async fn finish_when(
     until: Until<'_>,
     tenancy: &mut Tenancy<'_>,

@@ -31,7 +31,7 @@ pub(super) fn init(cx: &Context, args: &FleetInit) -> Result<(), Error> {
     if cx.keys().has(ROOT) || Known::load(&cx.home)?.is_some() {
         return Err(Error::new(
             Code::Exists,
-            "this home belongs to a fleet already",
+            "this home already belongs to a fleet",
             "keep it; to make another fleet use another home: `casemate --home DIR fleet init ...`",
         )
         .at(cx.home.path().display()));
@@ -130,10 +130,11 @@ fn control_keys(path: &Path) -> Result<PublicKeys, Error> {
     let bytes = std::fs::read(path)
         .map_err(|error| wrong("cannot read the control plane's public keys").source(error))?;
     if bytes.len() > MAX_PUBLIC_BYTES {
-        return Err(wrong("this is too large for three public keys"));
+        return Err(wrong("the file is too large for three public keys"));
     }
-    serde_json::from_slice(&bytes)
-        .map_err(|error| wrong("these are not the control plane's public keys").source(error))
+    serde_json::from_slice(&bytes).map_err(|error| {
+        wrong("the file does not contain the control plane's public keys").source(error)
+    })
 }
 
 /// `casemate fleet online`

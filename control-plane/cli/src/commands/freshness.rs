@@ -110,7 +110,7 @@ pub(super) fn describe(tenancy: &Tenancy<'_>) -> Value {
     })
 }
 
-/// The same as one line for people.
+/// The tenant's freshness as one line of text.
 pub(super) fn tell(tenancy: &Tenancy<'_>) -> String {
     let demand = tenancy
         .manifest()

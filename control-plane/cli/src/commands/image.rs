@@ -54,7 +54,7 @@ pub(super) fn build(cx: &Context, args: &ImageBuild) -> Result<(), Error> {
     tell(cx, args, &plan, &image, &made)
 }
 
-/// The plan that was named, or a new one.
+/// The plan of the option `--plan`, or a new one.
 fn plan(args: &ImageBuild, programs: &Programs, packages: &mut Apt) -> Result<Plan, Error> {
     let plan = match &args.plan {
         Some(path) => Plan::read(path),
@@ -72,7 +72,7 @@ fn plan(args: &ImageBuild, programs: &Programs, packages: &mut Apt) -> Result<Pl
 struct Written {
     name: String,
     bytes: u64,
-    /// Of those that are small enough to be in memory.
+    /// The digest, for files that are small enough to be in memory.
     sha256: Option<Digest>,
 }
 
@@ -99,7 +99,7 @@ fn stem(plan: &Plan) -> String {
     format!("casemate_{}", plan.version)
 }
 
-/// Writes the plan, the bill of materials, and what boots without a disk.
+/// Writes the plan, the bill of materials, and the files that boot without a disk.
 fn write_parts(args: &ImageBuild, plan: &Plan, image: &Image) -> Result<Vec<Written>, Error> {
     let mut made = Vec::new();
     let mut write = |name: String, bytes: &[u8]| {

@@ -72,7 +72,7 @@ impl Candidate {
                  Secure Boot";
             return Err(Error::new(
                 Code::Refused,
-                "the image is not signed, or was changed since",
+                "the image is not signed, or was changed after it was signed",
                 next,
             )
             .at(path.display()));
@@ -120,7 +120,7 @@ pub(super) async fn push(cx: &Context, args: &ImagePush) -> Result<(), Error> {
         expires: issued + u64::from(args.lifetime.expires_days) * DAY,
     };
     let envelope = statement.sign(&[&root]);
-    // Everything that would be refused is refused here, before minutes of upload, and changes
+    // Check before minutes of upload whether the statement would be refused; a refusal changes
     // nothing.
     let decided = session.known.decide(&envelope, now());
     drop(decided.map_err(|refusal| refused_statement(&envelope, refusal))?);
@@ -145,7 +145,7 @@ pub(super) async fn push(cx: &Context, args: &ImagePush) -> Result<(), Error> {
     })?;
     cx.output.hint(
         "Each node fetches and checks the image; machines that boot from images then restart into \
-         it. `casemate node list` shows how far they are.",
+         it. `casemate node list` shows each node's progress.",
     );
     Ok(())
 }
@@ -179,10 +179,10 @@ async fn upload(api: &mut Api, image: &Candidate, progress: &Progress) -> Result
                     tries = 0;
                     continue;
                 }
-                let next = "look into the control plane's log";
+                let next = "see the control plane's log";
                 Error::new(
                     Code::Api,
-                    "the control plane keeps no bytes of the image",
+                    "the control plane does not keep the uploaded bytes of the image",
                     next,
                 )
             }
@@ -193,7 +193,8 @@ async fn upload(api: &mut Api, image: &Candidate, progress: &Progress) -> Result
         };
         tries += 1;
         if tries >= TRIES {
-            let line = "what was uploaded stays for a day: the same command goes on from there";
+            let line = "the control plane keeps the uploaded part for a day: run the same command \
+            again to continue";
             return Err(error.lines([line.to_owned()]));
         }
         tokio::time::sleep(PAUSE).await;
@@ -208,8 +209,8 @@ pub(super) async fn list(cx: &Context) -> Result<(), Error> {
     for view in list.images.iter().rev() {
         if let Some(why) = doubt(&mut session, view) {
             cx.output.warn(&format!(
-                "image {} is not what the root has signed, or not the newest: {why}; no node \
-                 accepts it",
+                "image {} is not the newest image that the root has signed: {why}; no node accepts \
+                 it",
                 view.version
             ));
         }

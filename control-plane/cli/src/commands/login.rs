@@ -163,7 +163,7 @@ fn cannot_read(path: &Path, error: std::io::Error) -> Error {
     Error::new(
         Code::Input,
         "cannot read the token",
-        "check the path and who may read it",
+        "check the path and the file's permissions",
     )
     .at(path.display())
     .source(error)

@@ -61,14 +61,15 @@ pub(super) async fn logs(cx: &Context, args: &Logs) -> Result<(), Error> {
         let pause = match session.api.stream(&path(&query)).await {
             Ok(stream) => {
                 follow(cx, stream, &mut since).await?;
-                cx.output.warn("the stream of logs broke; opening it again");
+                cx.output
+                    .warn("the stream of logs was interrupted; opening it again");
                 pauses = REOPEN.build();
                 pauses.next().unwrap_or_default()
             }
             Err(error) if error.code() == Code::Unreachable => {
                 let pause = pauses.next().unwrap_or_default();
                 cx.output.warn(&format!(
-                    "the control plane is away; trying again in {} s",
+                    "the control plane does not answer; trying again in {} s",
                     pause.as_secs().max(1)
                 ));
                 pause

@@ -85,8 +85,8 @@ pub(super) async fn rotate(cx: &Context, args: &PoolRotate) -> Result<(), Error>
         format!("pool {} has a new key, epoch {epoch}; {given}", args.name)
     })?;
     cx.output.hint(
-        "Secrets that tenants put from now on are sealed to it; earlier ones open until \
-         the old key expires.",
+        "Secrets that tenants put from now on are sealed to the new key; earlier secrets open \
+         until the old key expires.",
     );
     Ok(())
 }

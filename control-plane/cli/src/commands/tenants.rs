@@ -33,8 +33,8 @@ pub(super) fn key(cx: &Context, args: &TenantKey) -> Result<(), Error> {
     if new {
         cx.output.hint(&format!(
             "Back up {}: without it only the operator can restore your access.\n\
-             Give the public key to the operator, and the fingerprint by another way: a call, a \
-             meeting.",
+             Give the public key to the operator, and the fingerprint by a different way, such as \
+              a call or a meeting.",
             cx.home.file(TENANT).display()
         ));
     }
@@ -147,9 +147,7 @@ pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
             format!(
                 "admitted   {}",
                 tenant.admitted.map_or(
-                    "before that was \
-                 signed"
-                        .to_owned(),
+                    "unknown: the statement predates this field".to_owned(),
                     date
                 )
             ),
@@ -170,16 +168,14 @@ pub(super) async fn show(cx: &Context, name: &Name) -> Result<(), Error> {
         lines.extend(tenant.hosts.iter().map(|host| format!("host       {host}")));
         if is_removed(&tenant) {
             lines.push(
-                "removed    no host leads to its functions, and nobody can sign for \
-                 it"
-                .to_owned(),
+                "removed    its functions have no hosts, and no key can sign for it".to_owned(),
             );
         }
         let contested = session.known.judge().contested_hosts(&id);
         lines.extend(contested.into_iter().map(|(host, owner)| {
             format!(
-                "contested  {host}: names that the tenant {} has too are that tenant's, which was \
-                 admitted first",
+                "contested  {host}: the tenant {} was admitted first and gets the names that both \
+                 tenants have",
                 owner.tenant.name
             )
         }));
@@ -199,7 +195,7 @@ pub(super) async fn hosts(cx: &Context, args: &TenantHosts) -> Result<(), Error>
         return Err(Error::new(
             Code::NotFound,
             format!("the tenant {} does not have the host {other}", args.name),
-            "`casemate tenant show` shows those that it has",
+            "`casemate tenant show` shows the tenant's hosts",
         ));
     }
     let listed = session.list_tenants().await?;
@@ -243,8 +239,8 @@ async fn warn_of_callers(
         });
         for host in hosts {
             session.cx.output.warn(&format!(
-                "the function {name} answers for {}: its callers get 404 once the nodes have this, \
-                 and the tenant's next deployment of it is refused",
+                "the function {name} answers for {}: its callers get 404 once the nodes have this \
+                 statement, and the tenant's next deployment of the function is refused",
                 printable(host)
             ));
         }

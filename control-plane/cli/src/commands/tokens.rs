@@ -49,7 +49,7 @@ pub(super) async fn make(
             Code::Api,
             "the control plane's answer is not a token: it contains characters that a token cannot \
              contain",
-            "look into the control plane's log; `casemate token list` shows whether one was made",
+            "see the control plane's log; `casemate token list` shows whether one was made",
         ))
     }
 }
@@ -112,7 +112,7 @@ pub(super) async fn revoke(cx: &Context, args: &TokenRevoke) -> Result<(), Error
         return Err(Error::new(
             Code::Usage,
             "expected the id of a token",
-            "`casemate token list` shows the ids; the token itself is not one",
+            "`casemate token list` shows the ids; the token itself is not an id",
         ));
     }
     confirm(args.yes, "revoke the token", id)?;

@@ -1,5 +1,5 @@
-//! Errors of a command line that was not understood. What was typed around a secret is never
-//! repeated.
+//! Errors of a command line that cannot be parsed. No error repeats text that was typed around a
+//! secret.
 
 use std::ffi::OsString;
 
@@ -8,9 +8,9 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use crate::args;
 use crate::error::{Code, Error};
 
-/// Whether the parser's own messages, which repeat what was typed, must not be shown: any word may
-/// be a secret's value. The command is looked for as a word, wherever it stands, because a line
-/// that was not understood has no reliable parts.
+/// Whether to suppress the parser's own messages, which repeat the typed text: any word may be a
+/// secret's value. The command is searched for as a word at any position, because a command line
+/// that cannot be parsed has no reliable parts.
 pub(super) fn may_hold_a_secret(typed: &[OsString]) -> bool {
     typed.iter().any(|word| word == "secret" || word == "login")
 }
@@ -20,8 +20,8 @@ pub(super) fn is_help(kind: ErrorKind) -> bool {
     kind == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
 }
 
-/// The error for such a line: its text comes from the parser's own list of arguments, never from
-/// what was typed.
+/// The error for a command line with secrets: its text comes from the parser's list of arguments,
+/// never from the typed text.
 pub(super) fn not_repeated(error: &clap::Error, typed: &[OsString]) -> Error {
     let mut root = args::command();
     root.build();
@@ -45,10 +45,10 @@ pub(super) fn not_repeated(error: &clap::Error, typed: &[OsString]) -> Error {
             "arguments exclude each other",
             "cannot be used with another",
         ),
-        ErrorKind::InvalidSubcommand => ("there is no such command", "not what is expected"),
+        ErrorKind::InvalidSubcommand => ("the command does not exist", "invalid"),
         ErrorKind::MissingSubcommand => ("a command is missing", "missing"),
-        ErrorKind::UnknownArgument => ("an option is not known here", "not known"),
-        _ => ("an argument has an invalid value", "not what is expected"),
+        ErrorKind::UnknownArgument => ("an option is unknown", "unknown"),
+        _ => ("an argument has an invalid value", "invalid"),
     };
     let declared = command
         .get_arguments()
@@ -67,14 +67,14 @@ pub(super) fn not_repeated(error: &clap::Error, typed: &[OsString]) -> Error {
     }
     Error::new(
         Code::Usage,
-        format!("{what}; what was typed is not repeated, because it may hold a secret"),
-        "values go to standard input or into a file; replace a value that was typed into the \
+        format!("{what}; the typed text is not repeated, because it may contain a secret"),
+        "give values on standard input or in a file; replace a value that was typed into the \
          command line. See `--help`",
     )
     .lines(lines)
 }
 
-/// The command that the declared words among what was typed lead to.
+/// The command that the typed words select; words that are not names of commands are skipped.
 fn meant<'a>(root: &'a clap::Command, typed: &[OsString]) -> &'a clap::Command {
     let mut command = root;
     for word in typed.iter().skip(1) {
@@ -105,7 +105,7 @@ pub(super) fn usage(error: &clap::Error) -> Error {
         .lines()
         .map(str::trim_end)
         .filter(|line| !line.is_empty());
-    let what = lines.next().unwrap_or("the command line is not understood");
+    let what = lines.next().unwrap_or("the command line cannot be parsed");
     let what = what.strip_prefix("error: ").unwrap_or(what);
     Error::new(Code::Usage, what, "see `casemate COMMAND --help`")
         .lines(lines.map(str::to_owned).collect::<Vec<_>>())
@@ -153,7 +153,7 @@ mod tests {
         for (line, named) in [
             (
                 "casemate secret put KEY=hunter2 --host a.test",
-                "[NAME]: not what is expected (Name of the secret, such as STRIPE_KEY)",
+                "[NAME]: invalid (Name of the secret, such as STRIPE_KEY)",
             ),
             ("casemate secret put KEY", "Usage: casemate secret put"),
             ("casemate secret get KEY", "commands: put, list, rm"),
@@ -165,7 +165,7 @@ mod tests {
             ("casemate secret put KEY", "--host <HOST[:PORT]>: missing"),
             (
                 "casemate secret put KEY --host a.test --wait x",
-                "--wait <SECONDS>: not what",
+                "--wait <SECONDS>: invalid",
             ),
         ] {
             let typed = words(line);

@@ -1,4 +1,5 @@
-//! What is shown once, such as a token, in a file for its owner alone.
+//! Writes a text that is shown only once, such as a token, into a file that only its owner may
+//! read.
 
 use std::path::Path;
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// The text of a file that has at most so many bytes.
+/// Reads a text file of at most `most` bytes.
 pub(super) fn read(path: &Path, most: u64) -> std::io::Result<String> {
     use std::io::Read as _;
     let mut text = String::new();

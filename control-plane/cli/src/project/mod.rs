@@ -29,7 +29,7 @@ use reader::{Mistakes, Section};
 pub const FILE: &str = "casemate.toml";
 /// Largest project file, bytes: a hundred rules of a hundred paths fit.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
-/// The pool of projects that name none.
+/// The pool of projects that do not name a pool.
 pub const DEFAULT_POOL: &str = "main";
 
 /// A project as its `casemate.toml` describes it.
@@ -76,7 +76,7 @@ impl Project {
             Error::new(
                 Code::Project,
                 format!("casemate.toml has {many}"),
-                "correct what is named above and run the command again",
+                "correct the mistakes above and run the command again",
             )
             .at(path.display())
             .lines(mistakes)
@@ -90,7 +90,7 @@ impl Project {
         }
     }
 
-    /// The same project in one of its environments.
+    /// This project with the changes of one of its environments.
     fn within(mut self, name: &Name, environments: Vec<Environment>) -> Result<Self, Error> {
         let known: Vec<_> = environments
             .iter()
@@ -232,8 +232,8 @@ fn read_project(folder: &Path, mut file: Section<'_>) -> Option<(Project, Vec<En
 /// A credential slot, and where it stands in the file.
 type Placed = (Credential, Range<usize>);
 
-/// The pools, and the release that a file describes if it has a name. Its credentials are apart,
-/// because they are checked one by one.
+/// The pools, and the release that a file describes if it has a name. The credentials are returned
+/// apart from the release, because they are checked one by one.
 fn read_release(
     folder: &Path,
     file: &mut Section<'_>,

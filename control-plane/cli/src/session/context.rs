@@ -1,4 +1,4 @@
-//! What every command works with, before it has a connection.
+//! The inputs that all commands share before they have a connection.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -14,8 +14,8 @@ use crate::keys::{self, Keys, Passphrases};
 use crate::output::Output;
 use crate::project::{Environment, Project};
 
-/// What every command works with: made once by the dispatcher from the command line, lent to the
-/// command.
+/// The inputs that all commands share: made once by the dispatcher from the command line, lent to
+/// the command.
 #[derive(Debug)]
 pub struct Context {
     /// The home folder.

@@ -11,8 +11,8 @@ use super::Session;
 use crate::error::Error;
 
 impl Session<'_> {
-    /// Sign with the newest root's key what earlier roots have signed, and what tenants have signed
-    /// themselves since: nodes that start afresh know only the newest root.
+    /// Sign with the newest root's key the statements that earlier roots, and since then tenants
+    /// themselves, have signed: nodes that start afresh know only the newest root.
     ///
     /// # Errors
     /// The control plane cannot be reached, or shows a statement that a node would refuse.

@@ -143,7 +143,7 @@ impl Follower {
         }
     }
 
-    /// The nodes that have not come so far.
+    /// The nodes that have not reached the state yet.
     fn late<'a>(
         &mut self,
         status: &'a TenantStatus,
@@ -175,8 +175,8 @@ impl Tenancy<'_> {
     /// without waiting.
     ///
     /// # Errors
-    /// A node refused, holds a newer manifest, or not all were in time. The manifest stays signed
-    /// and is accepted later.
+    /// A node refused, a node holds a newer manifest, or the time ran out. The manifest stays
+    /// signed and is accepted later.
     pub async fn wait(
         &mut self,
         signing: &Signing,
@@ -281,7 +281,7 @@ fn refuses(node: &NodeProgress, version: u64, refused: &Refused) -> Error {
     ];
     if codes.contains(&refused.code.as_str()) {
         let what = format!(
-            "node {} cannot load what manifest {version} wants",
+            "node {} cannot load a release of manifest {version}",
             node.node
         );
         let next = "correct the function and deploy again; the earlier release keeps serving";
@@ -291,8 +291,8 @@ fn refuses(node: &NodeProgress, version: u64, refused: &Refused) -> Error {
         "node {} refuses manifest {version} ({})",
         node.node, refused.code
     );
-    let next =
-        "correct what it names and deploy again; until then the node keeps its earlier manifest";
+    let next = "correct the named mistake and deploy again; until then the node keeps its earlier \
+     manifest";
     Error::new(Code::NodeRefused, what, next).lines([refused.message.clone()])
 }
 
@@ -454,7 +454,7 @@ mod tests {
         assert_eq!(stood(&node, (5, 5), Until::Taken), "Current");
         let error = refuses(&node, 5, node.refused.as_ref().unwrap());
         insta::assert_snapshot!(error.to_text(), @r"
-        error: node edge-1 cannot load what manifest 5 wants
+        error: node edge-1 cannot load a release of manifest 5
           `web` cannot be loaded: Error: no
               at main.js:3:8
          next: correct the function and deploy again; the earlier release keeps serving

@@ -375,10 +375,10 @@ impl<'a> Tenancy<'a> {
         let next = match &refusal {
             Refusal::HostTwice(_) => "give the functions different hosts in their casemate.toml",
             Refusal::TooMany(_) => {
-                "remove what is not needed with `casemate remove FUNCTION`, or ask the operator \
-                 for more"
+                "remove functions that are no longer needed with `casemate remove FUNCTION`, or \
+                 ask the operator for more"
             }
-            _ => "correct what is named; nothing was uploaded",
+            _ => "correct the named mistake; nothing was uploaded",
         };
         let code = refusal.code();
         Error::new(

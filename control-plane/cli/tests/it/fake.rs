@@ -79,7 +79,7 @@ pub(crate) struct Given {
     /// Nodes that acknowledge everything at once, and one that refuses.
     pub(crate) nodes: Vec<&'static str>,
     pub(crate) refuses: Option<&'static str>,
-    /// A node of these that is not connected and holds nothing.
+    /// One of these nodes, which is not connected and has no manifest.
     pub(crate) away: Option<&'static str>,
     /// Whether the nodes' state is left out of the answers.
     pub(crate) silent: bool,

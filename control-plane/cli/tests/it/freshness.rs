@@ -188,11 +188,11 @@ async fn no_manifest_is_called_the_newest_on_the_control_planes_claim_alone() {
     ];
     tenant.json(&[&named[..], &[public]].concat());
     tenant.json(&["freshness", "require", "--max-age", "2h", "--wait", "0"]);
-    // Manifest 2 withdraws a function, and is hidden from both.
+    // Manifest 2 withdraws a function; the control plane hides it from both homes.
     fake.given().show_manifest = Some(0);
     cron.run(&["freshness", "renew"])
         .ended(64, "--newest-from FILE");
-    // The key of another tenant does not make its home one that deploys for this tenant.
+    // A home with another tenant's key does not count as one that deploys for this tenant.
     let elsewhere = Person::new(_dir.path(), "elsewhere");
     let job = [
         "connection.json",

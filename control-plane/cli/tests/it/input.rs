@@ -81,7 +81,7 @@ async fn the_mistake_in_a_command_line_with_secrets_is_named() {
     let World { tenant, _dir, .. } = world().await;
     let ran = tenant.run(&["secret", "rm", "KEY", "--sure"]);
     assert_eq!(ran.code, 64, "{}", ran.err);
-    let told = "an option is not known here";
+    let told = "an option is unknown";
     assert!(ran.err.contains(told), "{}", ran.err);
     assert!(!ran.err.contains("--sure"), "{}", ran.err);
 }
@@ -221,7 +221,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         .collect()
 }
 
-/// What is typed, what standard input has, the exit code, and what the error says.
+/// The arguments, standard input, the exit code, and text that the error must contain.
 type Case<'a> = (&'a [&'a str], &'a str, i32, &'a str);
 
 const PUT: &[&str] = &["secret", "put", "K", "--host", "a.test"];

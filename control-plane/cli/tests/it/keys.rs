@@ -279,7 +279,7 @@ async fn a_removed_tenant_has_no_host_no_key_and_no_token() {
     assert!(ran.code == 78, "{}{}", ran.out, ran.err);
     let shown = operator.run(&["tenant", "show", "shop"]);
     assert!(
-        shown.out.contains("nobody can sign for it"),
+        shown.out.contains("no key can sign for it"),
         "{}",
         shown.out
     );

@@ -139,7 +139,7 @@ async fn a_home_that_lost_the_newest_manifest_signs_above_the_nodes_when_told_to
     assert_eq!(ran.code, 82, "{}{}", ran.out, ran.err);
     let over = ["renew", "--from-memory", "--wait", "0"];
     assert_eq!(tenant.json(&over)["manifest"], 8);
-    // A manifest that cannot have been signed is not signed over.
+    // `--from-memory` does not sign above a version that no tool can have signed.
     fake.given().hold = Some((1 << 52, Digest([7; 32])));
     tenant.run(&over).ended(0, "is left alone");
     let id = *fake.given().tenants.keys().next().unwrap();

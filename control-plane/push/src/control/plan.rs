@@ -68,8 +68,9 @@ impl ControlEnd {
             || (self.has.more_tenants && revision > self.unlisted_until)
     }
 
-    /// Whether a statement of freshness is newer than what the node has of the tenant; from now on
-    /// the node counts as having it. Every one is sent for a tenant that the node has not listed.
+    /// Whether a statement of freshness is newer than the one that the node has of the tenant; from
+    /// now on the node counts as having it. For a tenant that the node has not listed, every
+    /// statement of freshness is newer.
     fn raise_freshness(&mut self, tenant: &TenantId, statement: (u64, Seconds)) -> bool {
         let Some(has) = self.has.tenants.get_mut(tenant) else {
             return true;

@@ -1,4 +1,4 @@
-//! What the control plane's end does with a manifest.
+//! How the control plane's end sends a manifest.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What comes to a node.
+//! The events at a node's end.
 
 use casemate_trust::id::{Digest, TenantId};
 
@@ -80,7 +80,7 @@ pub enum NodeEvent {
     },
 }
 
-/// What a stream carries.
+/// The content that a stream is expected to carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expected {
     /// A bundle, from the requested offset to its end.

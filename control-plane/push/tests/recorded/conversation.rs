@@ -11,7 +11,7 @@ use casemate_trust::statement::{Manifest, Statement as _, Wanted};
 
 use super::{FLEET, KEY, STORE, TENANT, WHAT_TO_DO, full_hello, hex, ids, name, recorded, unhex};
 
-/// What the control plane holds, in the order in which it came.
+/// The control plane's statements and objects, in the order in which they were accepted.
 #[derive(Default)]
 struct World {
     statements: BTreeMap<u64, (StatementId, Vec<u8>)>,

@@ -18,7 +18,7 @@ const KEY: PublicKey = PublicKey::from_bytes([9; 32]);
 const FLEET: FleetId = FleetId([8; 32]);
 const TENANT: TenantId = TenantId([7; 32]);
 const STORE: StoreId = StoreId([6; 16]);
-/// What a test says that finds other bytes than were recorded.
+/// The message of a test that finds other bytes than the recorded ones.
 const WHAT_TO_DO: &str = "The format of the push protocol has changed, and nodes and control \
      planes that are in use speak the recorded one. Undo the change, or give it a version: add the \
      number to casemate_push::VERSIONS, go on to speak the version before, and record the new one \
@@ -62,7 +62,7 @@ fn unhex(text: &str) -> Vec<u8> {
     pairs.map(byte).collect()
 }
 
-/// Who said it, what it is, its bytes.
+/// A recorded line: the sender, the kind of the message, and its bytes.
 fn line(who: &str, what: &str, bytes: &[u8]) -> String {
     format!("{who} {what} {}", hex(bytes))
 }
@@ -100,7 +100,7 @@ const TO_CONTROL: [&str; 12] = [
     "status",
 ];
 
-/// The same for [`TO_NODE`].
+/// The name of the control plane's message in [`TO_NODE`].
 fn of_control(message: &ToNode) -> &'static str {
     match message {
         ToNode::Welcome { .. } => "welcome",
@@ -273,7 +273,7 @@ fn messages_of_node() -> Vec<ToControl> {
     messages
 }
 
-/// The same of the control plane.
+/// Messages of the control plane, at least one of each kind.
 fn messages_of_control() -> Vec<ToNode> {
     let now = Cursor {
         store: STORE,

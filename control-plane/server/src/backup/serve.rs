@@ -68,7 +68,7 @@ pub(crate) async fn run(socket: Option<Socket>, plane: Arc<Plane>, stopping: Can
 }
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
-    // A left-over of a killed program: this program has the store, so no other one listens there.
+    // A killed program may have left the socket: only this program has the store open and listens.
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -129,7 +129,7 @@ fn read_question(mut socket: UnixStream) -> io::Result<UnixStream> {
     if question == ASK {
         Ok(socket)
     } else {
-        let message = "asked for an operation that this version does not know";
+        let message = "the request names an operation that this version does not support";
         Err(io::Error::new(io::ErrorKind::InvalidData, message))
     }
 }

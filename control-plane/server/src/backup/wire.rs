@@ -31,7 +31,7 @@ impl Sender {
         Self(BufWriter::new(socket))
     }
 
-    /// Flushes what is buffered.
+    /// Flushes the buffer.
     pub(super) fn end(mut self) -> io::Result<()> {
         self.0.flush()
     }
@@ -76,7 +76,7 @@ pub(super) fn receive(socket: UnixStream, sink: &mut impl Sink) -> io::Result<()
     sink.begin(&contents)?;
     for _ in 0..contents.entries {
         let key = String::from_utf8(read_part(&mut from, MAX_KEY_BYTES)?);
-        let key = key.map_err(|_| invalid("a key is no text"))?;
+        let key = key.map_err(|_| invalid("a key is not valid UTF-8"))?;
         let mut revision = [0; 8];
         from.read_exact(&mut revision)?;
         let revision = u64::from_be_bytes(revision);
@@ -142,7 +142,8 @@ mod tests {
         entries.map(entry).into()
     }
 
-    /// Sends so many announced entries, and returns what the receiver made of them.
+    /// Sends the entries after a header that announces `announced` of them; returns the receiver's
+    /// result.
     fn through(announced: u64) -> io::Result<Vec<Entry>> {
         let (one, other) = UnixStream::pair()?;
         let sending = std::thread::spawn(move || {
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_is_received_whole_or_not_at_all() {
+    fn entries_are_received_completely_or_not_at_all() {
         assert_eq!(through(3).unwrap(), entries());
         let cut = through(4).unwrap_err();
         assert_eq!(cut.kind(), io::ErrorKind::UnexpectedEof);

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 /// this size.
 const STEP_BYTES: usize = 16 * 1024;
 
-/// What moves on one connection: shared by its requests, which hold an [`Answering`], and by the
+/// The activity of one connection: shared by its requests, which hold an [`Answering`], and by the
 /// task that closes the connection when `idle` returns.
 #[derive(Debug)]
 pub(super) struct Activity {
@@ -54,7 +54,7 @@ impl Activity {
         Answering(Arc::clone(self))
     }
 
-    /// Waits until no request is in progress and no part of an answer was read for so long.
+    /// Waits until no request is in progress and no part of an answer was read for `patience`.
     pub(super) async fn idle(&self, patience: Duration) {
         loop {
             let until = {
@@ -146,7 +146,10 @@ mod tests {
         let short = Duration::from_millis(1);
         let answering = activity.answer();
         let waited = tokio::time::timeout(short * 50, activity.idle(short)).await;
-        assert!(waited.is_err(), "it can take as long as it may");
+        assert!(
+            waited.is_err(),
+            "a request in progress ended the wait for an idle connection"
+        );
         drop(answering);
         activity.idle(short).await;
     }

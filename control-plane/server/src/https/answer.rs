@@ -184,7 +184,7 @@ fn json<T: Serialize>(answer: &T) -> Response {
 fn shared<T: Serialize>(last: &Shared, answer: &T) -> Response {
     match serde_json::to_vec(answer) {
         Ok(text) => ([(CONTENT_TYPE, "application/json")], last.bytes(text)).into_response(),
-        // As it answers itself.
+        // `json` turns the failure into an error response.
         Err(_) => json(answer),
     }
 }

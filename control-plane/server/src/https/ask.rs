@@ -39,7 +39,7 @@ pub(super) struct Remote {
     pub(super) seat: Arc<Seat>,
 }
 
-/// What every request is answered from.
+/// The state from which every request is answered.
 #[derive(Clone)]
 pub(super) struct Served {
     pub(super) plane: Arc<Plane>,

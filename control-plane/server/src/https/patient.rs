@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// A stream that ends with an error when a write has waited for so long. Wraps the socket below TLS
+/// A stream that fails when a write has waited longer than its patience. Wraps the socket below TLS
 /// and HTTP.
 pub(super) struct Patient<S> {
     inner: S,

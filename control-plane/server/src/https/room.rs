@@ -1,4 +1,4 @@
-//! Limits the number of requests from their begin until their answers have been read. An answer
+//! Limits the number of requests from their start until their answers have been read. An answer
 //! that the client does not read stays in memory, and an HTTP/2 client can leave thousands of
 //! answers unread over a few connections.
 
@@ -17,15 +17,15 @@ use crate::fault::Fault;
 use crate::places::{Place, Places};
 use crate::plane::Actor;
 
-/// Requests of one kind at a time: of tenants' tokens and read-only ones, and as many of operators'
-/// tokens, which therefore always find slots.
+/// Concurrent requests with tenants' and read-only tokens, and the same number again with
+/// operators' tokens, which therefore always find slots.
 const MAX_QUESTIONS: usize = 256;
 /// Requests of one token at a time.
 pub(super) const MAX_QUESTIONS_OF_TOKEN: usize = 64;
 
-/// The places for requests under way, shared by all connections. `find` takes one for a request,
-/// `hold` keeps it until the answer has been taken. What is asked without a token finds room in the
-/// answer itself: see [`Shared`].
+/// The slots of requests in flight, shared by all connections. `find` takes a slot for a request,
+/// `hold` keeps it until the answer has been read. Requests without a token need no slot, because
+/// their answers are in memory only once: see [`Shared`].
 #[derive(Clone)]
 pub(super) struct Room {
     changes: OfKind,

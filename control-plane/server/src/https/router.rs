@@ -99,7 +99,12 @@ async fn respond_to(ask: Ask, tasks: TaskTracker) -> Response {
     let answered = tasks.spawn(answer_recorded(ask)).await;
     let answered = answered.unwrap_or_else(|error| {
         tracing::error!(endpoint = id, %error, "a request was not answered");
-        Err(Fault::new(500, code::INTERNAL, "this went wrong here"))
+        Err(Fault::new(
+            500,
+            code::INTERNAL,
+            "the control plane failed to answer; its log has the \
+         error",
+        ))
     });
     answered.unwrap_or_else(|fault| {
         tracing::debug!(

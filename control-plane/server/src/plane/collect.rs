@@ -1,9 +1,10 @@
-//! Removal of bundles and objects that no manifest that matters lists. Of a tenant's manifests the newest accepted one
-//! matters, and the next, whose uploads come before it: what is younger than [`GRACE_SECS`] may be one of those and stays.
+//! Removal of bundles and objects that no tenant's manifest lists. Two manifests of a tenant count:
+//! the newest accepted one, and the next one, whose uploads arrive before it. Items that are
+//! younger than [`GRACE_SECS`] may belong to that next manifest and stay.
 //!
-//! Each batch is decided and removed while no manifest can be accepted, and its audit record is written with it, before the
-//! first bundle goes. A kill in between leaves things that are not listed and go the next time; nothing that is listed is
-//! ever on its way out.
+//! Each batch is chosen and removed while no manifest can be accepted, and its audit record is
+//! written with it, before the first bundle is deleted. A kill in between leaves some unlisted
+//! items for the next pass; a listed item is never among those that are removed.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

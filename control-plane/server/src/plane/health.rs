@@ -116,7 +116,7 @@ fn walls(status: &Value) -> Option<CheckView> {
 
 /// Whether a program has a layer at all. A node reports every layer for every program: only a
 /// worker is in namespaces of its own, only the vault locks its memory, and only these two keep
-/// others from their processor's core.
+/// other processes off their processor core.
 fn is_asked_for(program: &str, layer: &str) -> bool {
     match layer {
         "user" | "pid" | "mount" | "network" | "ipc" | "uts" => program == "worker",

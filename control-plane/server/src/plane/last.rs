@@ -1,4 +1,4 @@
-//! What a node last said of itself and of the statements that it was sent.
+//! A node's last report of itself, and its last answers to the statements that it was sent.
 
 use std::collections::BTreeMap;
 

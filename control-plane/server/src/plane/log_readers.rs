@@ -14,8 +14,8 @@ use super::{Plane, log_files};
 /// Records that are sent at a time: a reader that does not take them has them in memory.
 const BATCH: usize = 256;
 const BATCH_BYTES: usize = 64 * 1024;
-/// About so many bytes of wanted records of a file are held for a reader; for more the file is read
-/// again.
+/// Approximate bytes of matching records of one file that are held for a reader; for more records
+/// the file is read again.
 const MAX_FOUND_BYTES: usize = 1024 * 1024;
 
 /// A reader's position in a log.

@@ -1,4 +1,4 @@
-//! Nodes: admission, grants, connections, being thrown out.
+//! Nodes: admission, grants, connections, revocation.
 
 use std::net::IpAddr;
 
@@ -168,7 +168,7 @@ impl Plane {
         self.remove(&writing, actor, name).await
     }
 
-    /// Removes the nodes that the root's list names. After a crash behind the write of the list
+    /// Removes the nodes that the root's list names. After a crash right after the write of the list
     /// some of them remain; they do not count as members anywhere, and the next start removes them.
     pub(super) async fn remove_revoked(
         &self,

@@ -101,7 +101,7 @@ impl Plane {
             Ok(id)
         } else {
             let message =
-                "a tenant's token hands in that tenant's own key rotation and nothing else";
+                "a tenant's token may hand in that tenant's own key rotation and nothing else";
             Err(Fault::new(403, code::FORBIDDEN, message).about(&id))
         }
     }
@@ -112,7 +112,7 @@ impl Plane {
             && (online.liveness, online.quic, online.api)
                 != (self.keys.liveness, self.keys.quic, self.keys.api)
         {
-            let message = "the online key names other keys than this control plane holds; sign those of its public.json";
+            let message = "the online key names other keys than this control plane holds; sign the keys of its public.json";
             return Err(Fault::new(422, code::ONLINE_KEY_OTHER, message));
         }
         let held = self.held();

@@ -59,8 +59,8 @@ pub(super) fn of_status(status: &Value, now: Seconds) -> Vec<Stopped> {
     stopped.collect()
 }
 
-/// What is stopped of a tenant, of each node's stopped credentials. A node speaks for the functions
-/// and secrets that the newest newest manifest lists for its pool, and on no others.
+/// A tenant's stopped credentials, from the reports of all nodes. A node's report counts for
+/// functions and secrets that the newest manifest lists for the node's pool, and for no others.
 pub(super) fn of_tenant<'a>(
     nodes: impl Iterator<Item = (&'a NodeRow, Vec<Stopped>)>,
     tenant: &TenantId,

@@ -382,7 +382,8 @@ impl Talk {
             ControlEvent::Nacked {
                 id, code, message, ..
             } => {
-                tracing::warn!(node = %member.name, what = %id, code, message, "refused by a node");
+                tracing::warn!(node = %member.name, what = %id, code, message, "a node refused a \
+                statement");
                 plane.nacked(&member.name, id, code, message).await;
             }
             ControlEvent::FetchBundle { digest, offset } => {

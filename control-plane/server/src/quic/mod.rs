@@ -60,8 +60,8 @@ const MAX_HANDSHAKES_FROM_ADDRESS: usize = MAX_HANDSHAKES / 2;
 /// Connections of members at a time that have not sent their hello: no stranger can hold one of
 /// them.
 const MAX_SILENT_MEMBERS: usize = 1024;
-/// Such connections of one node: its newest, and those that it has given up and whose end is not
-/// noticed yet.
+/// Such connections of one node: its newest, and earlier ones that the node has abandoned and whose
+/// end the control plane has not noticed yet.
 const MAX_SILENT_OF_NODE: usize = 4;
 /// Connections at a time whose key is unknown and which have shown no registered join token; a new
 /// one evicts an old one.

@@ -1,4 +1,4 @@
-//! What the connections of the listener share.
+//! The state that the listener's connections share.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Watches a replaced connection; and the empty catalog of strangers.
+//! Watches a replaced connection for signs of life, and defines the empty catalog for strangers.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::shell::Shell;
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
 /// Time for a sign of life after that: more than [`KEEP_ALIVE`], which requests one.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(KEEP_ALIVE.as_secs() + 4);
-/// Interval between two checks for one.
+/// Interval between two checks for a sign of life.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// A replaced connection is not closed before it is known whether its other end is alive: a node
 /// has one connection at a time, so that a sign of life is another machine's.

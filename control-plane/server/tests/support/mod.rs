@@ -32,7 +32,7 @@ pub struct Control {
 }
 
 impl Control {
-    /// A new one, without a fleet.
+    /// A new control plane, without a fleet.
     pub async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let made = casemate_control::init(&folder.path().join("state"))
@@ -56,8 +56,8 @@ impl Control {
         control
     }
 
-    /// A control plane on the state folder of an earlier program, in `state` of this folder, which
-    /// has the operator's token too.
+    /// A control plane on the state of an earlier program: `folder` holds that state in `state`,
+    /// and the operator's token.
     pub async fn of_earlier(folder: tempfile::TempDir) -> Self {
         let operator = std::fs::read_to_string(folder.path().join("operator.token")).unwrap();
         let keys = std::fs::read(folder.path().join("state/public.json")).unwrap();

@@ -1,4 +1,4 @@
-//! What a boot has measured, and which keys it may open.
+//! The measurements of a boot, and the keys that the boot may open.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +21,7 @@ const IMAGE_KEY: &str = "/.extra/tpm2-pcr-public-key.pem";
 const NOT_MEASURED: &str =
     "this boot was not measured: the image is not signed, or was started without its boot stub";
 
-/// What this boot can use to open a key.
+/// The means by which this boot can open a key.
 pub(crate) struct Boot {
     pub(super) tpm: Option<Tpm>,
     /// The image's key and its approvals, if the image has them.
@@ -140,7 +140,7 @@ impl Boot {
     }
 }
 
-/// The approval of what was measured; otherwise which PCR differs.
+/// The approval of this boot's measurements; otherwise the PCR that differs.
 fn approved<'a>(
     pcrs: &BTreeMap<u8, PcrValue>,
     approvals: &'a Approvals,
@@ -187,7 +187,7 @@ fn others_changed(before: &BTreeMap<u8, PcrValue>, now: &BTreeMap<u8, PcrValue>)
     )
 }
 
-/// The version that a floor stands for.
+/// The version that a floor (the least accepted version) encodes.
 fn version_text(floor: u64) -> String {
     ImageVersion::from_u64(floor).map_or_else(|| floor.to_string(), |version| version.to_string())
 }

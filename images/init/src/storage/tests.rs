@@ -98,7 +98,7 @@ fn a_key_is_sealed_at_the_first_boot_and_opens_at_the_next() {
     second.recovery_was_shown().unwrap();
     drop(emulator);
     assert!(bench.boot(&USUAL).unwrap().recovery.is_none());
-    // An attacker who has the machine and writes its disk does not see it either.
+    // The console does not show the recovery key to an attacker who has changed the disk either.
     let before = bench.tpm.path().join("storage.json");
     let folder = bench.state.path().join(FOLDER);
     fs::copy(folder.join(SEALED), &before).unwrap();
@@ -106,7 +106,7 @@ fn a_key_is_sealed_at_the_first_boot_and_opens_at_the_next() {
     fs::create_dir_all(&folder).unwrap();
     fs::copy(&before, folder.join(SEALED)).unwrap();
     assert!(bench.boot(&USUAL).unwrap().recovery.is_none());
-    // Nothing on the disk is the key, or opens it.
+    // The disk holds neither the key in clear nor anything that opens it.
     let text = fs::read(bench.state.path().join(FOLDER).join(SEALED)).unwrap();
     let key = first.key.unwrap();
     assert!(!text.windows(KEY_BYTES).any(|part| part == &key[..]));

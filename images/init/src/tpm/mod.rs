@@ -82,7 +82,7 @@ pub(crate) enum Fault {
     Malformed(String),
     #[error("an answer does not come from the TPM: its proof is wrong")]
     Forged,
-    #[error("no random numbers")]
+    #[error("the kernel gives no random numbers")]
     Random,
     #[error("the TPM has no PCRs of SHA-256: turn the bank on in the firmware")]
     NoBank,

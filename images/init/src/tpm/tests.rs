@@ -51,7 +51,7 @@ impl Emulator {
                 Ok(stream) => break stream,
                 Err(error) => assert!(Instant::now() < until, "{error}"),
             }
-            // The emulator ends at once when the folder is still locked by one that is ending.
+            // An emulator ends at once if its predecessor, which is ending, still locks the folder.
             if child.try_wait().expect("a child").is_some() {
                 child = spawn();
             }
@@ -178,7 +178,7 @@ fn a_seal_opens_for_the_image_that_was_approved_and_for_nothing_else() {
 }
 
 #[test]
-fn the_floor_rises_by_the_owners_word_and_never_falls() {
+fn the_floor_rises_when_the_owner_authorises_it_and_never_falls() {
     let folder = tempfile::tempdir().unwrap();
     let mut emulator = Emulator::start(folder.path());
     let tpm = &mut emulator.tpm;

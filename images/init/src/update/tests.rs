@@ -71,7 +71,7 @@ fn an_image_is_bad_when_the_node_is_not_as_well_as_before_in_time() {
             one.look(ill, start + Duration::from_secs(600)),
             Verdict::Bad(why)
         );
-        // What was down before the trial is not the image's fault.
+        // A part that was down before the trial is not the image's fault.
         let (mut one, start) = trial(ill);
         assert_eq!(one.look(ill, start), Verdict::Wait);
         assert_eq!(
@@ -181,7 +181,7 @@ impl Bench {
         update
     }
 
-    /// Polls until there is something to do, or nothing more.
+    /// Polls the update until it asks for a restart, at most 200 times.
     fn look(&mut self, update: &mut Update, health: Health) -> Next {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -26,7 +26,7 @@ impl Health {
         }
     }
 
-    /// What is worse than before, if anything.
+    /// The reason, if this state is worse than the one before.
     fn worse_than(self, before: Self) -> Option<&'static str> {
         let lost = |now: bool, before: bool| before && !now;
         if lost(self.vault, before.vault) {

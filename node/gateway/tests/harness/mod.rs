@@ -28,7 +28,7 @@ use tokio::time::timeout;
 /// Bound for waits: no step of these tests takes nearly so long.
 pub const SOON: Duration = Duration::from_secs(20);
 pub const RELEASE: Digest = [7; 32];
-/// Wall time of workers that keep to it.
+/// Wall-time limit of workers whose requests end in time.
 pub const WALL_TIME_MS: u32 = 600_000;
 
 pub struct Node {
@@ -94,13 +94,13 @@ pub fn route(function: &str, hosts: &[&str], perimeter: Perimeter) -> ToGateway 
     }))
 }
 
-/// Starts the program and sends `Start`. The socket is the control channel's, for bytes that are
-/// not a message.
+/// Starts the program and sends `Start`. The returned descriptor is the control channel's socket,
+/// on which a test can send bytes that are not a message.
 pub async fn spawn(start: Start) -> (Child, Control<ToGateway, FromGateway>, OwnedFd) {
     spawn_with(start, &[]).await
 }
 
-/// The same, with the sockets of an earlier gateway.
+/// Like [`spawn`], with the sockets of an earlier gateway.
 async fn spawn_with(
     start: Start,
     sockets: &[OwnedFd],
@@ -181,7 +181,7 @@ impl Node {
         Self::with_start(start()).await
     }
 
-    /// The same, with this `Start`.
+    /// Like [`Self::with_route`], with this `Start`.
     pub async fn with_start(start: Start) -> Self {
         let mut node = Self::start(start).await;
         node.say(route("f", &["a.test"], perimeter())).await;

@@ -16,7 +16,7 @@ pub enum NotAListener {
     #[error("expected a TCP socket over IPv4 or IPv6, got another socket")]
     NotTcp,
     /// No client can connect: listen(2) was never called, or the socket was shut down.
-    #[error("expected a socket that listens, got one that does not")]
+    #[error("expected a listening socket, got one without listen(2)")]
     NotListening,
 }
 
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listener_says_its_address_and_everything_else_is_refused() {
+    fn the_address_of_a_listener_is_returned_and_everything_else_refused() {
         for text in ["127.0.0.1:0", "[::1]:0"] {
             let Ok(listener) = TcpListener::bind(text) else {
                 continue;
@@ -86,7 +86,7 @@ mod tests {
             listener_address(&null),
             Err(NotAListener::NoSocket(_))
         ));
-        // What a taken-over gateway can do to a socket that others share.
+        // A taken-over gateway can shut down a socket that other processes share.
         let other = listener.try_clone().unwrap();
         rustix::net::shutdown(&other, rustix::net::Shutdown::Both).unwrap();
         assert_eq!(listener_address(&listener), Err(NotAListener::NotListening));

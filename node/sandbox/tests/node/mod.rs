@@ -192,7 +192,7 @@ impl Node {
         .look_around()
     }
 
-    /// Starts a throw-away worker, which shows what this machine offers.
+    /// Starts a worker whose facts show which layers this machine supports, and ends it.
     fn look_around(mut self) -> Self {
         self.inherited = self.held();
         let (worker, facts) = self.child(u64::MAX - 1, Program::Worker);

@@ -92,7 +92,7 @@ impl Message for FromGateway {
     const MAX_BYTES: usize = MAX_INLINE_BYTES;
 }
 
-/// What the gateway listens on and its bounds.
+/// The gateway's listening addresses and its bounds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
     /// Sockets to open.
@@ -218,7 +218,7 @@ pub enum FromGateway {
         /// Number of waiting requests.
         waiting: u32,
     },
-    /// This worker has been idle for so long (sent every few seconds while it is).
+    /// Reports the time for which a worker has been idle; sent every few seconds while it is.
     Idle {
         /// The worker.
         worker: WorkerId,

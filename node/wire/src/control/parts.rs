@@ -94,7 +94,7 @@ struct Unfinished<W: Whole> {
 }
 
 impl<W: Whole> Arriving<W> {
-    /// Accepts wholes of at most so many items, which bounds its memory: each item has come in a
+    /// Accepts wholes of at most `most` items, which bounds the memory: each item has come in a
     /// message.
     pub fn new(most: u32) -> Self {
         Self {

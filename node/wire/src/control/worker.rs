@@ -28,8 +28,8 @@ impl Message for ToWorker {
 }
 
 impl Message for FromWorker {
-    /// A console line of 16 KiB, or as much of an exception, with a margin; never a memfd, so that
-    /// no memfd of a worker is ever read.
+    /// Room for a console line of 16 KiB, or for an exception of that length, and a margin. A
+    /// message never takes a memfd, so that nobody reads a memfd of a worker.
     const MAX_BYTES: usize = MAX_INLINE_BYTES;
 }
 
@@ -88,8 +88,8 @@ pub enum FromWorker {
     },
     /// A line of the function's console.
     Log(Log),
-    /// Requests have ended. Successful ones wait some milliseconds for others, because each message
-    /// wakes the supervisor.
+    /// Requests have ended. Successful ones wait a few milliseconds for others, because each
+    /// message wakes the supervisor.
     Outcomes(Vec<Outcome>),
     /// The worker is about to exit for this reason.
     Fatal {

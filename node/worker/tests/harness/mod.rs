@@ -259,7 +259,7 @@ impl Function {
     }
 }
 
-/// The same head with another request id.
+/// This head with `name` as its request id.
 pub(crate) fn tell_apart(mut head: RequestHead, name: &str) -> RequestHead {
     let others = head.fields.iter().skip(1);
     head.fields = std::iter::once((":request", name.as_bytes()))

@@ -75,7 +75,7 @@ pub(in crate::commands) async fn admit(cx: &Context, args: &NodeAdmit) -> Result
     }
 }
 
-/// What became of the requests so far.
+/// The results of the join requests so far.
 #[derive(Default)]
 struct Round {
     admitted: Vec<Admitted>,
@@ -157,14 +157,14 @@ fn not_admitted(
                 "{name} is a member, and no machine has asked to join by that name within \
                  {wait_secs} seconds"
             ),
-            "nothing is to be done, unless another machine is to take its name: then \
-             `casemate node revoke` comes first, and a new token",
+            "nothing needs to be done, unless another machine takes over its name: then `casemate \
+             node revoke` comes first, and a new token",
         ),
         false => Error::new(
             Code::NotFound,
             format!("{name} has not asked to join within {wait_secs} seconds"),
-            "start the node with its token and look into its log; it must reach the control \
-             plane's QUIC socket",
+            "start the node with its token and see its log; it must reach the control plane's QUIC \
+             socket",
         ),
     })
 }

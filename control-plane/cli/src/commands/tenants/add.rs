@@ -159,9 +159,9 @@ fn signed_before(earlier: &Tenant) -> Error {
              plane does not show it",
             earlier.name
         ),
-        "to hand that one in, repeat the command with what is named above; if it was a mistake, \
-         `--replace` signs these keys, hosts and limits in its place. If that tenant has been in \
-         use, the control plane hides it: find out why first",
+        "to hand in the earlier statement, repeat the command with the keys and hosts above; if it \
+         was a mistake, `--replace` signs these keys, hosts and limits in its place. If that \
+         tenant has been in use, the control plane hides it: find out why first",
     )
     .at(format!("tenant {}", earlier.id))
     .lines(keys.chain(hosts))

@@ -1,10 +1,10 @@
-//! What a tenant may have and call: from the options, and in a line for people.
+//! A tenant's ceilings: read from the options, and shown as text.
 
 use casemate_trust::statement::{Ceilings, EgressCeiling};
 
 use crate::args::{Ceilings as CeilingOptions, EgressLimits};
 
-/// The ceilings: what is named replaces what was there.
+/// The ceilings: each given value replaces the earlier one.
 pub(super) fn ceilings(args: &CeilingOptions, default: Ceilings) -> Ceilings {
     Ceilings {
         functions: args.max_functions.unwrap_or(default.functions),
@@ -18,7 +18,7 @@ pub(super) fn ceilings(args: &CeilingOptions, default: Ceilings) -> Ceilings {
     }
 }
 
-/// The egress ceiling: each list that is named replaces the earlier one.
+/// The egress ceiling: each given list replaces the earlier list of its kind.
 pub(super) fn egress(args: &EgressLimits, before: Option<EgressCeiling>) -> Option<EgressCeiling> {
     let named = !args.egress_hosts.is_empty()
         || !args.egress_ports.is_empty()
@@ -39,7 +39,7 @@ pub(super) fn egress(args: &EgressLimits, before: Option<EgressCeiling>) -> Opti
     Some(ceiling)
 }
 
-/// The egress ceiling in a line, for people.
+/// The egress ceiling as one line of text.
 pub(super) fn egress_text(egress: Option<&EgressCeiling>) -> String {
     match egress {
         Some(ceiling) => format!("calls      {ceiling}"),
@@ -48,7 +48,7 @@ pub(super) fn egress_text(egress: Option<&EgressCeiling>) -> String {
     }
 }
 
-/// The ceilings in a line, for people.
+/// The ceilings as one line of text.
 pub(super) fn ceilings_text(most: &Ceilings) -> String {
     format!(
         "at most    {} functions, {} MiB on a node; {} ms CPU, {} ms, {} MiB of heap, {} calls of \

@@ -53,7 +53,7 @@ mod uid {
 /// The highest base such that all ids stay below the kernel's invalid ones.
 const UID_BASE_MAX: i64 = u32::MAX as i64 - uid::FIRST_WORKER as i64 - CHILDREN_MAX as i64 - 2;
 
-/// Starts a node's programs, each in its own walls, and ends with them.
+/// Starts a node's programs, each in its own sandbox, and ends with them.
 #[derive(Debug, Parser)]
 #[command(name = "casemate-launch", version)]
 struct Args {

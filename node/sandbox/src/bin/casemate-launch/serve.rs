@@ -277,7 +277,8 @@ impl Server {
             self.free_slots.extend(child.slot);
             match end {
                 End::Signal(libc::SIGSYS) => {
-                    tracing::warn!(id, program = ?child.program, "ended by a system call outside its policy");
+                    tracing::warn!(id, program = ?child.program, "a program was ended by a system \
+                    call outside its policy");
                 }
                 end => tracing::debug!(id, program = ?child.program, ?end, "exited"),
             }
@@ -335,7 +336,7 @@ impl Server {
                         pid: pid.as_raw_nonzero().get().cast_unsigned(),
                     },
                     Err(refusal) => {
-                        tracing::warn!(id, ?program, ?refusal, "not started");
+                        tracing::warn!(id, ?program, ?refusal, "a child was not started");
                         Event::Refused { id, refusal }
                     }
                 };

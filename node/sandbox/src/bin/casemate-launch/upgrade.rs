@@ -26,7 +26,7 @@ const PROCESS: &str = "LISTEN_PID";
 /// for its address.
 const NAMES: &str = "LISTEN_FDNAMES";
 
-/// The running program, for when its path leads to another file by now.
+/// The running program: its path may lead to another file by now.
 const RUNNING: &str = "/proc/self/exe";
 
 /// The suffix that the kernel adds to the path of a running program whose file was removed, as by

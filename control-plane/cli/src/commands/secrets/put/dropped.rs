@@ -1,5 +1,5 @@
-//! Finds limits that a secret had and that its next version lacks: sealed again without the
-//! options, it may go further.
+//! Finds limits that a secret had and that its next version lacks. A secret that is sealed again
+//! without the options may be used for more hosts, methods or paths than before.
 
 use casemate_trust::secret::SecretLimits;
 

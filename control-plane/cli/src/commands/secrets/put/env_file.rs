@@ -33,7 +33,7 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<Identifier, SecretValue>, Err
         Error::new(
             Code::Input,
             "cannot read the file of secrets",
-            "check the path, who may read it, and that it is text of at most 1 MiB",
+            "check the path, the file's permissions, and that the file is text of at most 1 MiB",
         )
         .at(path.display())
         .source(error)
@@ -42,7 +42,7 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<Identifier, SecretValue>, Err
         Error::new(
             Code::SecretValue,
             "the file of secrets has mistakes; nothing was sealed",
-            "correct what is named above and run the command again. A line is NAME=value; put a \
+            "correct the mistakes above and run the command again. A line is NAME=value; put a \
              value with spaces, quotes, `#` or `$` into single quotes",
         )
         .at(path.display())
@@ -101,7 +101,7 @@ fn parse(text: &str) -> Result<BTreeMap<Identifier, SecretValue>, Vec<String>> {
         ));
     }
     if expanded.is_empty() {
-        mistakes.push("there is no NAME=value in it".to_owned());
+        mistakes.push("the file contains no NAME=value".to_owned());
     }
     if mistakes.is_empty() {
         Ok(found)
@@ -127,7 +127,7 @@ fn entries(text: &str, original: &str) -> Result<Vec<(String, Zeroizing<String>)
                     number.min(last)
                 ));
             }
-            Err(_) => return Err("the file cannot be understood".to_owned()),
+            Err(_) => return Err("the file cannot be parsed".to_owned()),
         }
     }
     Ok(found)

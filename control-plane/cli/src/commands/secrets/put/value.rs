@@ -1,4 +1,4 @@
-//! The value of a secret: read, and long enough.
+//! Reads the value of a secret, and checks its length.
 
 use std::io::{IsTerminal as _, Read};
 
@@ -14,8 +14,9 @@ use crate::session::Context;
 /// limit can guess the value by trial, and short values also occur in answers by chance, where they
 /// are replaced.
 const SHORT_VALUE_BYTES: usize = 16;
-/// Values with fewer bytes than this are refused without `--short`: eight letters and digits cannot
-/// be tried out within a day at a hundred thousand calls a second, fewer can.
+/// Values with fewer bytes than this are refused without `--short`: at a hundred thousand calls a
+/// second, all values of six lower-case letters and digits can be tried out within seven hours, all
+/// values of eight within a year.
 const LEAST_VALUE_BYTES: usize = 8;
 
 /// Refuses or warns about a value that a function could guess.
@@ -33,13 +34,14 @@ pub(super) fn check_length(
                 "the value of {name} has fewer than {LEAST_VALUE_BYTES} bytes, so a function can \
                  guess it"
             ),
-            "use a longer key, or seal this one all the same with `--short`",
+            "use a longer key, or add `--short` to seal this one nevertheless",
         ));
     }
     if length < SHORT_VALUE_BYTES {
         cx.output.warn(&format!(
-            "{name} has fewer than {SHORT_VALUE_BYTES} bytes: a function can guess it through the \
-             host that it goes to, and answers that hold the same bytes by chance are changed"
+            "{name} has fewer than {SHORT_VALUE_BYTES} bytes: a function can guess the value by \
+             calls to its host, and the vault also replaces equal bytes that occur in answers by \
+             chance"
         ));
     }
     Ok(())
@@ -53,7 +55,7 @@ pub(super) fn value(name: &Identifier, args: &SecretPut) -> Result<SecretValue, 
                 Error::new(
                     Code::Input,
                     "cannot read the secret's file",
-                    "check the path and who may read it",
+                    "check the path and the file's permissions",
                 )
                 .at(path.display())
                 .source(error)
@@ -91,15 +93,20 @@ fn no_input(error: std::io::Error) -> Error {
 pub(super) fn cannot_seal(error: SecretError) -> Error {
     let next = match error {
         SecretError::ValueByte { .. } => {
-            "check what was copied: a key is one line. For several values use several secrets"
+            "check the copied text: a key is one line. For several values use several secrets"
         }
         SecretError::ValueLength(0) => {
             "give the value on standard input or with `--from-file FILE`"
         }
         SecretError::ValueLength(_) => "a secret is a key or a password, not a document",
-        _ => "correct what is named and run the command again",
+        _ => "correct the named mistake and run the command again",
     };
-    Error::new(Code::SecretValue, "this cannot be sealed as a secret", next).source(error)
+    Error::new(
+        Code::SecretValue,
+        "the value cannot be sealed as a secret",
+        next,
+    )
+    .source(error)
 }
 
 #[cfg(test)]

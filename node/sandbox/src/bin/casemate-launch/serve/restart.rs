@@ -11,8 +11,8 @@ use crate::cgroup::Cgroup;
 use crate::exit;
 use crate::start::{StartError, Started};
 
-/// Restarts of the supervisor within [`RESTARTS_PERIOD`]; if it crashes more often, everything
-/// ends, and our own starter begins again.
+/// Restarts of the supervisor within [`RESTARTS_PERIOD`]; if it crashes more often, launch ends all
+/// programs, and the service manager starts the node again.
 const RESTARTS_MAX: usize = 5;
 const RESTARTS_PERIOD: Duration = Duration::from_secs(600);
 

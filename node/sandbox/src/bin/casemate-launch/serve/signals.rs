@@ -36,7 +36,7 @@ impl Server {
                     tracing::info!(
                         signal,
                         grace_secs = GRACE.as_secs(),
-                        "asked to end; the supervisor drains the node"
+                        "signal to end received; the supervisor drains the node"
                     );
                     self.end(Ending::Stop);
                 }
@@ -47,7 +47,7 @@ impl Server {
     /// Begins an upgrade in place, unless an end was requested or there is no program to execute.
     fn upgrade(&mut self) {
         if self.ending.is_some() {
-            return tracing::warn!("asked for an upgrade while ending; ignored");
+            return tracing::warn!("request for an upgrade ignored: the node is ending");
         }
         match self.successor.check() {
             Ok(()) => {
@@ -55,7 +55,7 @@ impl Server {
                     program = %self.successor.program().display(),
                     sockets = self.sockets.len(),
                     grace_secs = GRACE.as_secs(),
-                    "asked for an upgrade in place; the supervisor drains, then launch executes its program file again"
+                    "upgrade in place requested; the supervisor drains, then launch executes its program file again"
                 );
                 self.end(Ending::Upgrade);
             }
