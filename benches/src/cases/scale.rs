@@ -261,6 +261,18 @@ pub(crate) async fn run(run: &Run) -> Result<Case> {
     Ok(case)
 }
 
+/// The share of nodes, in percent, over the time; at most [`POINTS`] points.
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "the counts stay below some million"
+)]
+fn steps(times: &[f64]) -> Vec<(f64, f64)> {
+    let many = times.len() as f64;
+    let point = |(number, time): (usize, &f64)| (time.max(0.1), (number + 1) as f64 / many * 100.0);
+    let all = times.iter().enumerate().map(point);
+    all.step_by(times.len().div_ceil(POINTS).max(1)).collect()
+}
+
 #[allow(
     clippy::cast_precision_loss,
     reason = "the counts stay below some million"
@@ -317,13 +329,6 @@ async fn one(count: u32, case: &mut Case, run: &Run) -> Result<()> {
         Who::Casemate,
         PARTS.map(|part| percentile(&back, part)),
     ));
-    let steps = |times: &[f64]| -> Vec<(f64, f64)> {
-        let many = times.len() as f64;
-        let point =
-            |(number, time): (usize, &f64)| (time.max(0.1), (number + 1) as f64 / many * 100.0);
-        let all = times.iter().enumerate().map(point);
-        all.step_by(times.len().div_ceil(POINTS).max(1)).collect()
-    };
     let series = [
         ("have the manifest", steps(&all)),
         ("are served again", steps(&back)),
