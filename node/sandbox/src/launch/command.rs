@@ -18,9 +18,10 @@ const ID_BYTES: usize = size_of::<u64>();
 /// A command from the supervisor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Start a program. Comes with a `SOCK_SEQPACKET` socket, which becomes the child's standard input, and may come with its
-    /// other end, which launch keeps for the supervisor's successor: without it the child does not outlive the supervisor.
-    /// Answered by [`Event::Started`] or [`Event::Refused`].
+    /// Start a program. Comes with a `SOCK_SEQPACKET` socket, which becomes the child's standard
+    /// input, and may come with its other end, which launch keeps for the supervisor's successor:
+    /// without it the child does not outlive the supervisor. Answered by [`Event::Started`] or
+    /// [`Event::Refused`].
     Start {
         /// The supervisor's name for the child, in every event about it. No live child may have it.
         id: u64,

@@ -88,7 +88,11 @@ proptest! {
     }
 
     #[test]
-    fn truncated_and_lengthened_packets_are_refused(command in commands(), length in 0..PACKET_BYTES, more in 1..100_usize) {
+    fn truncated_and_lengthened_packets_are_refused(
+        command in commands(),
+        length in 0..PACKET_BYTES,
+        more in 1..100_usize,
+    ) {
         let bytes = command.encode();
         prop_assert_eq!(Command::decode(&bytes[..length]), Err(Malformed));
         prop_assert_eq!(Command::decode(&bytes[..bytes.len() - 1]), Err(Malformed));
@@ -97,14 +101,18 @@ proptest! {
     }
 
     #[test]
-    fn whatever_is_read_is_exactly_what_would_be_written(bytes in prop::collection::vec(any::<u8>(), PACKET_BYTES)) {
+    fn whatever_is_read_is_exactly_what_would_be_written(
+        bytes in prop::collection::vec(any::<u8>(), PACKET_BYTES),
+    ) {
         if let Ok(command) = Command::decode(&bytes) {
             prop_assert_eq!(command.encode().to_vec(), bytes.clone());
         }
     }
 
     #[test]
-    fn a_kill_names_each_child_once_in_order_and_at_least_one(ids in prop::collection::vec(any::<u64>(), 0..5)) {
+    fn a_kill_names_each_child_once_in_order_and_at_least_one(
+        ids in prop::collection::vec(any::<u64>(), 0..5),
+    ) {
         let head = packet(2, 0, ids.len() as u64, [0; 3]);
         let listed = ids.iter().flat_map(|id| id.to_le_bytes());
         let bytes: Vec<u8> = head.into_iter().chain(listed).collect();
@@ -120,7 +128,11 @@ proptest! {
     }
 
     #[test]
-    fn a_changed_byte_is_refused_or_means_something_else(command in commands(), at in 0..PACKET_BYTES, flip in 1..=255_u8) {
+    fn a_changed_byte_is_refused_or_means_something_else(
+        command in commands(),
+        at in 0..PACKET_BYTES,
+        flip in 1..=255_u8,
+    ) {
         let mut bytes = command.encode();
         bytes[at] ^= flip;
         let is_note = matches!(command, Command::Note { .. }) && NOTE.contains(&at);
