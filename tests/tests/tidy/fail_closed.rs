@@ -62,7 +62,6 @@ const EXCEPTIONS: &[(&str, usize)] = &[
     ("node/sandbox/src/bin/casemate-launch/cgroup/mod.rs", 1),
     ("node/sandbox/src/layers.rs", 2),
     ("node/sandbox/src/memory.rs", 2),
-    ("node/supervisor/src/shell/hear.rs", 1),
 ];
 
 /// The line of each violation in a file.

@@ -47,7 +47,6 @@ const LONG_FUNCTIONS: &[(&str, usize)] = &[
     ("node/sandbox/src/bin/casemate-launch/child.rs", 1),
     ("node/sandbox/tests/node/mod.rs", 1),
     ("node/supervisor/src/config.rs", 1),
-    ("node/supervisor/src/shell/effects.rs", 1),
     ("node/supervisor/src/shell/hear.rs", 2),
     ("node/supervisor/src/shell/mod.rs", 1),
     ("node/supervisor/src/shell/push.rs", 1),

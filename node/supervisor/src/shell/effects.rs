@@ -14,27 +14,29 @@ use casemate_wire::control::{FunctionKey, WorkerId};
 
 use super::push::Say;
 use super::{Child, Serving, Shell};
-use crate::state::{Effect, Input, NotStored, Single, WORKER_PIDS};
+use crate::state::drive::Host;
+use crate::state::{Effect, Input, NotStored, Single, Supervision, WORKER_PIDS};
 
-impl Shell {
-    #[expect(clippy::too_many_lines, reason = "older than the limit")]
-    pub(super) fn effect(&mut self, effect: Effect) -> io::Result<()> {
+impl Host for Shell {
+    type Error = io::Error;
+
+    fn state(&mut self) -> &mut Supervision {
+        &mut self.state
+    }
+
+    fn now_ms(&self) -> u64 {
+        Self::now_ms(self)
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> io::Result<Option<Input>> {
         match effect {
-            Effect::StartSingle { child, which } => {
-                let program = match which {
-                    Single::Vault => Program::Vault,
-                    Single::Gateway => Program::Gateway,
-                };
-                self.alive.insert(child, Child::default());
-                self.children.start(child, program, 0, 0)?;
-                match which {
-                    Single::Vault => self.vault = Some(child),
-                    Single::Gateway => {
-                        self.gateway = Some(child);
-                        self.start_gateway()?;
-                    }
-                }
+            Effect::Serve { worker, key, plan } => return self.serve(worker, key, &plan),
+            Effect::Fetch { bundle, bytes } => return Ok(Some(self.fetch(bundle, bytes))),
+            Effect::Look { bundle } => {
+                return Ok(self.has_bundle(bundle).then_some(Input::BundleHere(bundle)));
             }
+            Effect::StartSingle { child, which } => self.start_single(child, which)?,
+
             Effect::StartWorker { worker, memory_mib } => {
                 self.alive.insert(worker.0, Child::default());
                 self.children
@@ -55,7 +57,6 @@ impl Shell {
                 self.children.command(command).map_err(io::Error::other)?;
             }
             Effect::Kill { child } => self.children.kill(child),
-            Effect::Serve { worker, key, plan } => self.serve(worker, key, &plan)?,
             Effect::Recognised { worker, key } => {
                 let records = Budget::new(self.now_ms());
                 self.serving.insert(worker.0, Serving { key, records });
@@ -89,11 +90,6 @@ impl Shell {
                 ToWorker::Stop { grace_ms },
                 Vec::new(),
             )),
-            Effect::Fetch { bundle, bytes } => self.fetch(bundle, bytes)?,
-            Effect::Look { bundle } if self.has_bundle(bundle) => {
-                self.input(Input::BundleHere(bundle))?;
-            }
-            Effect::Look { .. } => {}
             // Else the hello says it.
             Effect::Stored { tenant, version } if self.has_greeted => self.say(Say::Stored {
                 tenant: TenantId(tenant),
@@ -102,18 +98,40 @@ impl Shell {
             Effect::Stored { .. } => {}
             Effect::Loads { release } => self.remember_loaded(release),
             Effect::NotStored(not_stored) => self.tell_not_stored(not_stored),
-            Effect::Keep => {
-                let needed = self.state.needed_bundles();
-                let needed: BTreeSet<_> = needed.into_iter().map(Digest).collect();
-                let loaded = self.state.proven_releases();
-                if let Some(stored) = &self.bundles {
-                    stored.keep(&needed);
-                    stored.keep_loaded(&loaded.into_iter().map(Digest).collect());
-                }
-                self.say(Say::Keep(needed.into_iter().collect()));
+            Effect::Keep => self.keep_needed(),
+        }
+        Ok(None)
+    }
+}
+
+impl Shell {
+    fn start_single(&mut self, child: u64, which: Single) -> io::Result<()> {
+        let program = match which {
+            Single::Vault => Program::Vault,
+            Single::Gateway => Program::Gateway,
+        };
+        self.alive.insert(child, Child::default());
+        self.children.start(child, program, 0, 0)?;
+        match which {
+            Single::Vault => self.vault = Some(child),
+            Single::Gateway => {
+                self.gateway = Some(child);
+                self.start_gateway()?;
             }
         }
         Ok(())
+    }
+
+    /// Keeps the bundles and the records of loaded releases that the state needs, and no others.
+    fn keep_needed(&mut self) {
+        let needed = self.state.needed_bundles();
+        let needed: BTreeSet<_> = needed.into_iter().map(Digest).collect();
+        let loaded = self.state.proven_releases();
+        if let Some(stored) = &self.bundles {
+            stored.keep(&needed);
+            stored.keep_loaded(&loaded.into_iter().map(Digest).collect());
+        }
+        self.say(Say::Keep(needed.into_iter().collect()));
     }
 
     /// Not before the hello, after which all of it is said.
@@ -129,7 +147,12 @@ impl Shell {
     }
 
     /// Gives a spare its function: the bundle, and an end each of two new channels, whose other ends go to gateway and vault.
-    fn serve(&mut self, worker: WorkerId, key: FunctionKey, plan: &FunctionPlan) -> io::Result<()> {
+    fn serve(
+        &mut self,
+        worker: WorkerId,
+        key: FunctionKey,
+        plan: &FunctionPlan,
+    ) -> io::Result<Option<Input>> {
         let digest = Digest(plan.bundle);
         let Some(bytes) = self
             .bundles
@@ -138,7 +161,7 @@ impl Shell {
         else {
             tracing::error!(%digest, "a bundle that was here is gone; it is fetched again");
             let bundle = plan.bundle;
-            return self.input(Input::BundleLost { bundle, worker });
+            return Ok(Some(Input::BundleLost { bundle, worker }));
         };
         // First, so that a successor of ours knows what the worker runs.
         let note = Command::Note {
@@ -196,7 +219,7 @@ impl Shell {
                 "could not deliver bundle and channels to the worker; the worker is ended and another one is started"
             );
         }
-        Ok(())
+        Ok(None)
     }
 
     /// A release whose mark cannot be written is tried again after the next start, and that is all.
@@ -252,16 +275,15 @@ impl Shell {
         Ok(())
     }
 
-    /// A bundle that is on the disk is here at once; another is asked for.
-    fn fetch(&mut self, bundle: [u8; 32], bytes: u64) -> io::Result<()> {
-        // The state asks for effects, and this is its answer: two steps deeper, never more.
+    /// Asks for a bundle that is not on the disk.
+    fn fetch(&mut self, bundle: [u8; 32], bytes: u64) -> Input {
         if self.has_bundle(bundle) {
-            return self.input(Input::BundleHere(bundle));
+            return Input::BundleHere(bundle);
         }
         let digest = Digest(bundle);
         tracing::info!(%digest, bytes, "fetching a bundle");
         self.say(Say::FetchBundle(digest));
-        self.input(Input::BundleAbsent(bundle))
+        Input::BundleAbsent(bundle)
     }
 
     fn has_bundle(&self, bundle: [u8; 32]) -> bool {

@@ -79,7 +79,10 @@ impl Shell {
             FromVault::Image(image) => self.image_accepted(&image),
             FromVault::Event(event) => self.log_event(event),
             FromVault::Description { json } => {
-                self.description = serde_json::from_str(&json).unwrap_or_default();
+                self.description = serde_json::from_str(&json).unwrap_or_else(|error| {
+                    tracing::error!(%error, "the vault described itself in malformed JSON");
+                    serde_json::json!({ "error": "the vault described itself in malformed JSON" })
+                });
                 self.answer();
             }
         }

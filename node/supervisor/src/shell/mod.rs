@@ -37,6 +37,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
 use crate::state::carry::{Carried, Carrier};
+use crate::state::drive::drive;
 use crate::state::{AdoptedChild, AdoptedKind, Input, Single, Supervision, image};
 use bundles::Bundles;
 use children::Children;
@@ -300,12 +301,9 @@ impl Shell {
         Ok(tokio::time::Instant::now() + DRAIN_TIMEOUT)
     }
 
-    /// Lets the state decide, and does what it says.
+    /// Lets the state decide, and carries out its effects.
     fn input(&mut self, input: Input) -> io::Result<()> {
-        for effect in self.state.handle(input, self.now_ms()) {
-            self.effect(effect)?;
-        }
-        Ok(())
+        drive(self, input)
     }
 
     /// Tells the state what workers have used; one that is ending may be gone already.

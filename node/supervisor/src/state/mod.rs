@@ -7,6 +7,7 @@ pub(crate) mod carry;
 mod ceiling;
 mod cpu;
 mod describe;
+pub(crate) mod drive;
 mod functions;
 pub(crate) mod image;
 mod memory;

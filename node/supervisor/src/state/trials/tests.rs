@@ -1,8 +1,11 @@
 //! Trials by example.
 
+use std::convert::Infallible;
+
 use casemate_wire::control::WorkerId;
 use casemate_wire::control::gateway::ToGateway;
 
+use super::super::drive::{Host, drive};
 use super::super::tests::{
     BOUNDS, fallback, function, key, plan, plan_of, proven, served, started, up_with,
 };
@@ -22,6 +25,39 @@ struct Node {
     /// Workers with the release that each was given.
     given: Vec<(WorkerId, Digest)>,
     effects: Vec<Effect>,
+}
+
+impl Host for Node {
+    type Error = Infallible;
+
+    fn state(&mut self) -> &mut Supervision {
+        &mut self.state
+    }
+
+    fn now_ms(&self) -> Millis {
+        self.now_ms
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> Result<Option<Input>, Infallible> {
+        let follows = match &effect {
+            Effect::StartWorker { worker, .. } => Some(Input::Ready { worker: *worker }),
+            Effect::Serve { worker, plan, .. } => {
+                let (worker, release) = (*worker, plan.release);
+                self.given.push((worker, release));
+                Some(match (self.loads)(release) {
+                    Ok(()) => Input::Loaded { worker },
+                    Err(stack) => Input::LoadFailed {
+                        worker,
+                        message: stack.into(),
+                    },
+                })
+            }
+            Effect::Fetch { bundle, .. } => Some(Input::BundleHere(*bundle)),
+            _ => None,
+        };
+        self.effects.push(effect);
+        Ok(follows)
+    }
 }
 
 impl Node {
@@ -50,30 +86,7 @@ impl Node {
 
     fn does(&mut self, input: Input) {
         self.now_ms += 1;
-        let mut inputs = VecDeque::from([input]);
-        while let Some(input) = inputs.pop_front() {
-            for effect in self.state.handle(input, self.now_ms) {
-                match &effect {
-                    Effect::StartWorker { worker, .. } => {
-                        inputs.push_back(Input::Ready { worker: *worker });
-                    }
-                    Effect::Serve { worker, plan, .. } => {
-                        let (worker, release) = (*worker, plan.release);
-                        self.given.push((worker, release));
-                        inputs.push_back(match (self.loads)(release) {
-                            Ok(()) => Input::Loaded { worker },
-                            Err(stack) => Input::LoadFailed {
-                                worker,
-                                message: stack.into(),
-                            },
-                        });
-                    }
-                    Effect::Fetch { bundle, .. } => inputs.push_back(Input::BundleHere(*bundle)),
-                    _ => {}
-                }
-                self.effects.push(effect);
-            }
-        }
+        let Ok(()) = drive(self, input);
     }
 
     /// Deploys a release of a function on top of those before it.
