@@ -161,7 +161,7 @@ pub fn close_with(
     Ok(reports)
 }
 
-/// Raises the limit of descriptors up to its hard limit and [`DESCRIPTORS_MAX`]; returns the limit
+/// Raises the limit of descriptors up to its hard limit and `DESCRIPTORS_MAX`; returns the limit
 /// in force.
 ///
 /// The soft limit is mostly 1024 for the sake of select(2), which no program here uses. Call it

@@ -20,8 +20,8 @@ const ID_BYTES: usize = size_of::<u64>();
 pub enum Command {
     /// Start a program. Comes with a `SOCK_SEQPACKET` socket, which becomes the child's standard
     /// input, and may come with its other end, which launch keeps for the supervisor's successor:
-    /// without it the child does not outlive the supervisor. Answered by [`Event::Started`] or
-    /// [`Event::Refused`].
+    /// without it the child does not outlive the supervisor. Answered by `Event::Started` or
+    /// `Event::Refused`.
     Start {
         /// The supervisor's name for the child, in every event about it. No live child may have it.
         id: u64,
@@ -32,7 +32,7 @@ pub enum Command {
         /// Processes and threads; a worker needs a limit, for the others 0 means none.
         pids: u32,
     },
-    /// End children at once. Each child that ends is reported by [`Event::Exited`]. An id that no
+    /// End children at once. Each child that ends is reported by `Event::Exited`. An id that no
     /// child has is ignored, because the child may just have ended by itself.
     Kill {
         /// The children: at least one, and at most [`KILL_MAX`].
@@ -63,7 +63,7 @@ pub enum Command {
     },
     /// Hold a listening TCP socket, so that it stays open when the gateway, the supervisor or
     /// launch is restarted. Comes with the socket. Has no answer. Launch closes a descriptor that
-    /// is not such a socket, one that would exceed [`SOCKETS_MAX`], and a second one with this
+    /// is not such a socket, one that would exceed `SOCKETS_MAX`, and a second one with this
     /// number.
     Hold {
         /// The supervisor's number for the socket.

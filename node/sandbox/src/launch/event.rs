@@ -57,7 +57,7 @@ pub enum Event {
 /// Why a child was not started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// [`CHILDREN_MAX`] children are alive, or the one vault or gateway is.
+    /// `CHILDREN_MAX` children are alive, or the one vault or gateway is.
     Busy,
     /// A live child has this id.
     Duplicate,

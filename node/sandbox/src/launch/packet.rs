@@ -1,6 +1,6 @@
 //! What commands and events have in common: the layout of a packet.
 
-/// Length of every event and of every command but [`Command::Kill`], in bytes.
+/// Length of every event and of every command but `Command::Kill`, in bytes.
 pub const PACKET_BYTES: usize = 64;
 
 /// Children alive at a time. Launch refuses more, because each costs it an entry in its table and a
