@@ -113,11 +113,11 @@ const TPM_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct Hardware {
     /// Files of the seed, passed over fw_cfg.
     pub seed: Vec<(String, Vec<u8>)>,
-    /// Memory in MiB, if not [`MEMORY_MIB`].
+    /// Memory in MiB, if not `MEMORY_MIB`.
     pub memory_mib: Option<u32>,
     /// The machine has no network card.
     pub no_network: bool,
-    /// Size of the state partition in bytes, if not [`STATE_BYTES`].
+    /// Size of the state partition in bytes, if not `STATE_BYTES`.
     pub state_bytes: Option<u64>,
     /// Disk and network card are of kinds that physical machines have, without virtio.
     pub is_metal: bool,

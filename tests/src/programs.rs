@@ -141,7 +141,7 @@ impl Running {
             .unwrap_or_default()
     }
 
-    /// Ends the process with SIGTERM, and with SIGKILL after [`STOP_TIMEOUT`].
+    /// Ends the process with SIGTERM, and with SIGKILL after `STOP_TIMEOUT`.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.signal(rustix::process::Signal::TERM);
         let end = Instant::now() + STOP_TIMEOUT;
