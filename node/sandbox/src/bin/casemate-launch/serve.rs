@@ -520,7 +520,8 @@ impl Server {
     /// requested.
     fn exit_code(&self) -> u8 {
         match self.supervisor_end {
-            Some(End::Exit(0)) if self.ending.is_some() => 0,
+            // A supervisor that has just been started ends by the signal: it does not handle it yet.
+            Some(End::Exit(0) | End::Signal(libc::SIGTERM)) if self.ending.is_some() => 0,
             Some(End::Exit(0)) => exit::TEMPORARY,
             Some(End::Exit(code)) if !is_crash(End::Exit(code)) => {
                 u8::try_from(code).unwrap_or(exit::SOFTWARE)
