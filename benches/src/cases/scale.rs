@@ -7,12 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use backon::BackoffBuilder as _;
 use casemate_api::fleet::PublicKeys;
 use casemate_control_testing::fleet::{LATER, tenant_path};
 use casemate_control_testing::node::{admission, hello, joining};
 use casemate_control_testing::{Fleet, Node, Plane};
-use casemate_push::{NodeEnd, NodeEvent, RECONNECT, StatementId};
+use casemate_push::{NodeEnd, NodeEvent, Pauses, StatementId};
 use casemate_tests::control::Control;
 use casemate_trust::key::SigningKey;
 use futures_util::StreamExt as _;
@@ -190,11 +189,11 @@ async fn live(
     fleet: Arc<Fleet>,
     say: mpsc::UnboundedSender<Said>,
 ) {
-    let mut pauses = RECONNECT.build();
+    let mut pauses = Pauses::default();
     loop {
         serve(&mut node, &say).await;
         loop {
-            tokio::time::sleep(pauses.next().unwrap_or_default()).await;
+            tokio::time::sleep(pauses.take()).await;
             let Ok(key) = key(number) else { return };
             let greeting = hello(&format!("edge-{number}"), &key, fleet.id);
             match Node::try_connect(&plane, &key, NodeEnd::member(greeting)).await {
@@ -207,7 +206,7 @@ async fn live(
             }
         }
         if let Ok(NodeEvent::Welcome { .. }) = node.next().await {
-            pauses = RECONNECT.build();
+            pauses = Pauses::default();
             // The send fails only after the end of the case, when nobody receives reports any more.
             let _heard = say.send(Said::Back(Instant::now()));
         }

@@ -78,7 +78,7 @@ mod simulation;
 mod tests;
 mod version;
 
-pub use backoff::RECONNECT;
+pub use backoff::Pauses;
 pub use catalog::{Catalog, ControlEvent, Member, StoredObject, Transmit};
 pub use codec::{Violation, encode};
 pub use control::ControlEnd;

@@ -37,11 +37,13 @@ const MAX_STATUS_BYTES: u64 = 4 * 1024 * 1024;
 const STATUS_WITHIN: Duration = Duration::from_secs(5);
 /// A node that has not answered for this time is killed and started again.
 const SILENT_FOR: Duration = Duration::from_secs(60);
+/// Longest pause before an ended node is started again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Pauses before an ended node is started again: the first again once the node has run for
 /// [`RAN_WELL`].
 const RESTART: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_secs(1))
-    .with_max_delay(Duration::from_secs(60))
+    .with_max_delay(LONGEST_PAUSE)
     .without_max_times();
 /// A node that ran for this time counts as healthy.
 const RAN_WELL: Duration = Duration::from_secs(60);
@@ -345,7 +347,7 @@ impl Node {
     }
 
     fn again_later(&mut self) {
-        let pause = self.pauses.next().unwrap_or_default();
+        let pause = self.pauses.next().unwrap_or(LONGEST_PAUSE);
         self.start_at = Some(Instant::now() + pause);
     }
 

@@ -17,10 +17,12 @@ use crate::error::{Code, Error};
 use crate::machine::{date_ms, now, printable, printable_lines};
 use crate::session::{Context, Session};
 
-/// Pauses before a broken stream is opened again.
+/// Longest pause before a broken stream is opened again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// Pauses before a broken stream is opened again; they have no end.
 const REOPEN: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_millis(500))
-    .with_max_delay(Duration::from_secs(15))
+    .with_max_delay(LONGEST_PAUSE)
     .without_max_times();
 /// Number of records that are shown without a search.
 const LAST: usize = 100;
@@ -64,10 +66,10 @@ pub(super) async fn logs(cx: &Context, args: &Logs) -> Result<(), Error> {
                 cx.output
                     .warn("the stream of logs was interrupted; opening it again");
                 pauses = REOPEN.build();
-                pauses.next().unwrap_or_default()
+                pauses.next().unwrap_or(LONGEST_PAUSE)
             }
             Err(error) if error.code() == Code::Unreachable => {
-                let pause = pauses.next().unwrap_or_default();
+                let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
                 cx.output.warn(&format!(
                     "the control plane does not answer; trying again in {} s",
                     pause.as_secs().max(1)

@@ -5,11 +5,10 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::BackoffBuilder as _;
 use casemate_channel::fair::{self, Taken};
 use casemate_push::bundle::{Header, Part, Receiver};
 use casemate_push::{
-    Expected, Hello, LogEntry, LogLevel, NodeEnd, NodeEvent, NotStored, RECONNECT, StatementId,
+    Expected, Hello, LogEntry, LogLevel, NodeEnd, NodeEvent, NotStored, Pauses, StatementId,
     Versions, Violation,
 };
 use casemate_trust::id::{Digest, TenantId};
@@ -171,7 +170,7 @@ pub(crate) async fn run(
     happenings: mpsc::Sender<Happening>,
 ) {
     let mut wanted = Wanted::new();
-    let mut pauses = RECONNECT.build();
+    let mut pauses = Pauses::default();
     loop {
         let mut served = false;
         let broken = session(
@@ -188,7 +187,7 @@ pub(crate) async fn run(
             return;
         }
         if served {
-            pauses = RECONNECT.build();
+            pauses = Pauses::default();
         }
         if happenings
             .send(Happening::Push(Heard::Disconnected(broken.to_string())))
@@ -198,7 +197,7 @@ pub(crate) async fn run(
             return;
         }
         // What was to be said on that connection has no meaning on the next, but for bundles.
-        let pause = pauses.next().unwrap_or_default();
+        let pause = pauses.take();
         let until = tokio::time::Instant::now() + pause;
         loop {
             tokio::select! {
